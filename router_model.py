@@ -1,0 +1,317 @@
+"""The checkpoint that stage 3 saves and everything in `inference/` uses: find it, load it, score prompts with it.
+
+    router = Router.load("models/bert-base-uncased-router-finetuning-20240722T133228-save")
+    router.score(["What is the capital of France?"])   # array([0.03]): the superior model is hardly needed
+    router.decide(["What is the capital of France?"])  # [Decision(label='ROUTE_TO_INFERIOR', ...)]
+
+Neither gradio nor openai is imported here; torch and transformers only when the ONNX file can't serve.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from router_data import LABELS, InputError, label_of
+
+MODELS_DIR = Path("models")
+CHECKPOINT_GLOB = "*-router-finetuning-*-save"
+OLD_LABELS = ("LABEL_0", "LABEL_1")  # a plain two-label checkpoint: 0 is inferior, 1 superior
+CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tokenising would never be scored
+BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
+
+Backend = Literal["onnx", "torch"]
+Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, mask (batch, tokens) -> logits (batch, 2)
+
+
+class RouterSettings(BaseModel):
+    """`router.json`, the part of a checkpoint that says how its scores are made and used."""
+
+    model_config = ConfigDict(extra="allow")
+
+    base_model: str | None = Field(default=None, description="what was fine-tuned")
+    max_length: int = Field(default=512, ge=8, description="tokens scored at most, special tokens included")
+    long_prompt_policy: Literal["head_tail"] = Field(
+        default="head_tail", description="of a longer prompt the first and the last half of max_length are scored"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="the logits are divided by it (temperature scaling)")
+    threshold: float = Field(default=0.5, ge=0, le=1, description="superior from this probability on")
+    thresholds: dict[str, float] = Field(default={}, description="thresholds that meet named targets")
+    onnx_file: str | None = Field(default=None, description="the ONNX file that CPUs use")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as the model sees it."""
+
+    ids: list[int]
+    truncated: bool
+    characters_received: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a prompt goes, and what that rests on."""
+
+    label: str
+    superior_probability: float
+    threshold: float
+    truncated: bool
+    tokens_scored: int
+    characters_received: int
+
+
+def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
+    """The checkpoint with the latest timestamp in its name.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [path for path in Path(models_dir).glob(CHECKPOINT_GLOB) if (path / "config.json").exists()]
+    if not found:
+        raise InputError(f"no checkpoint in {models_dir}/; make one: python3 finetuning_model/finetune_bert.py --help")
+    return max(found, key=lambda path: (path.name.rsplit("-", 2)[-2], path.stat().st_mtime))
+
+
+def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Superior probabilities, shape (n,), from logits of shape (n, 2): sigmoid((superior - inferior) / temperature)."""
+    margin = (logits[:, 1] - logits[:, 0]).astype(np.float64) / temperature
+    return 0.5 * (1 + np.tanh(margin / 2))
+
+
+class PromptEncoder:
+    """Turns prompts into token ids; the same for training and for every backend.
+
+    A prompt longer than `max_length` tokens keeps its first and its last half, special tokens included. Of a very
+    long text only the characters that could end up there are tokenised at all, so 1 MB costs little more than 512 tokens.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        max_length: tokens at most.
+    """
+
+    def __init__(self, tokenizer, max_length: int):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def __call__(self, prompts: Sequence[str]) -> list[Encoded]:
+        kept, cut = zip(*map(self._cut, prompts), strict=True) if prompts else ((), ())
+        encodings = self.tokenizer.encode_batch_fast(list(kept))
+        head = self.max_length // 2
+        tail = self.max_length - head
+        encoded = []
+        for prompt, encoding, was_cut in zip(prompts, encodings, cut, strict=True):
+            ids = encoding.ids
+            too_long = len(ids) > self.max_length
+            encoded.append(Encoded(ids[:head] + ids[-tail:] if too_long else ids, too_long or was_cut, len(prompt)))
+        return encoded
+
+    def _cut(self, prompt: str) -> tuple[str, bool]:
+        text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates break tokenizers
+        half = CHARACTERS_PER_TOKEN * self.max_length
+        return (f"{text[:half]} {text[-half:]}", True) if len(text) > 2 * half else (text, False)
+
+
+class Router:
+    """A loaded checkpoint. Safe to use from several threads at once.
+
+    Attributes:
+        model_save_dir: the checkpoint's folder.
+        settings: its `router.json`.
+        backend: "onnx" or "torch".
+    """
+
+    def __init__(
+        self, model_save_dir: Path, settings: RouterSettings, encoder: PromptEncoder, forward: Forward, backend: Backend
+    ):
+        self.model_save_dir = model_save_dir
+        self.settings = settings
+        self.encode = encoder
+        self.backend = backend
+        self._forward = forward
+        self.score(["warm up"])
+
+    @classmethod
+    def load(
+        cls, model_save_dir: str | Path, hf_model_name: str | None = None, backend: Backend | None = None
+    ) -> "Router":
+        """Load a checkpoint's folder.
+
+        Args:
+            model_save_dir: the folder, of this project or any two-label `save_pretrained` folder.
+            hf_model_name: where the tokenizer comes from if the folder has none; else only compared with the base.
+            backend: "onnx" or "torch"; by default ONNX Runtime where the folder has its file and no GPU is there.
+
+        Raises:
+            InputError: there is no checkpoint, it is not one of a router, or its tokenizer can't be had.
+        """
+        folder = Path(model_save_dir)
+        config = _read_config(folder)
+        settings = _read_settings(folder, config)
+        if hf_model_name and settings.base_model and _short(hf_model_name) != _short(settings.base_model):
+            warnings.warn(
+                f"{folder.name} was fine-tuned from {settings.base_model}, not {hf_model_name}; its own files are used",
+                stacklevel=2,
+            )
+        encoder = PromptEncoder(_load_tokenizer(folder, hf_model_name), settings.max_length)
+        if backend is None:
+            backend = "onnx" if settings.onnx_file and (folder / settings.onnx_file).exists() else "torch"
+        pad_id = config.get("pad_token_id") or 0
+        forward = _onnx_forward(folder, settings) if backend == "onnx" else _torch_forward(folder)
+        return cls(folder, settings, encoder, lambda rows: forward(*_pad(rows, pad_id)), backend)
+
+    def score(self, prompts: Sequence[str]) -> np.ndarray:
+        """Calibrated probability that the superior model is needed, float64, shape (len(prompts),)."""
+        return self._score([row.ids for row in self.encode(prompts)])
+
+    def decide(self, prompts: Sequence[str], threshold: float | None = None) -> list[Decision]:
+        """Route each prompt: to the superior model where its probability reaches the threshold (checkpoint's, or given)."""
+        threshold = self.settings.threshold if threshold is None else threshold
+        encoded = self.encode(prompts)
+        scores = self._score([row.ids for row in encoded])
+        return [
+            Decision(label_of(p, threshold), float(p), threshold, row.truncated, len(row.ids), row.characters_received)
+            for p, row in zip(scores, encoded, strict=True)
+        ]
+
+    def _score(self, rows: list[list[int]]) -> np.ndarray:
+        scores = np.empty(len(rows))
+        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
+            scores[batch] = calibrated(self._forward([rows[i] for i in batch]), self.settings.temperature)
+        return scores
+
+
+def batches_of_like_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Positions grouped so that each group's padded size (rows times longest) is at most `batch_tokens`, or one row."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and lengths[i] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _pad(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _read_config(folder: Path) -> dict:
+    if not folder.is_dir():
+        raise InputError(
+            f"no model folder at {folder}; make one: python3 finetuning_model/finetune_bert.py, "
+            "or name another with --model_save_dir"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} is not a checkpoint: it has no config.json; name one with --model_save_dir"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder / 'config.json'} is not JSON ({error}); copy the checkpoint again") from error
+    names = config.get("id2label") or {str(i): OLD_LABELS[i] for i in range(config.get("num_labels", 2))}
+    names = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+    if len(names) != 2:
+        raise InputError(
+            f"{folder} has {len(names)} labels ({', '.join(names)}); a router has two, {' and '.join(LABELS)}"
+        )
+    if names not in (LABELS, OLD_LABELS):
+        raise InputError(f"{folder} tells {' from '.join(names)}, not {' from '.join(LABELS)}: it is not a router")
+    return config
+
+
+def _read_settings(folder: Path, config: dict) -> RouterSettings:
+    path = folder / "router.json"
+    if not path.exists():
+        warnings.warn(
+            f"{folder.name} has no router.json: taking label 1 as {LABELS[1]}, temperature 1, threshold 0.5",
+            stacklevel=3,
+        )
+        return RouterSettings(max_length=min(512, config.get("max_position_embeddings", 512)))
+    try:
+        return RouterSettings.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise InputError(f"{path}: {where}: {first['msg']}; copy the checkpoint again") from error
+
+
+def _short(model_name: str) -> str:
+    return model_name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _load_tokenizer(folder: Path, hf_model_name: str | None):
+    from tokenizers import Tokenizer
+
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    from transformers import AutoTokenizer
+
+    own = any((folder / name).exists() for name in ("tokenizer_config.json", "vocab.txt"))
+    if not own and not hf_model_name:
+        raise InputError(
+            f"{folder} has no tokenizer; name its base model, for example --hf_model_name bert-base-uncased"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder if own else hf_model_name, local_files_only=own).backend_tokenizer
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer of {hf_model_name or folder} can't be had ({str(error).splitlines()[0]}); "
+            "name a model of the hub or a local folder with --hf_model_name"
+        ) from error
+
+
+def _onnx_forward(folder: Path, settings: RouterSettings) -> Forward:
+    import onnxruntime
+
+    path = folder / (settings.onnx_file or "model_int8.onnx")
+    if not path.exists():
+        raise InputError(
+            f"{folder} has no ONNX file; make it: python3 inference/export_onnx.py --model_save_dir {folder}"
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    takes = {item.name for item in session.get_inputs()}
+
+    def forward(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        return session.run(None, {name: value for name, value in inputs.items() if name in takes})[0]
+
+    return forward
+
+
+def _torch_forward(folder: Path) -> Forward:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} has no model.safetensors; save it again with save_pretrained(safe_serialization=True)"
+        )
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise InputError(f"{folder} lacks the weights {sorted(report['missing_keys'])}: it was never fine-tuned")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.eval().to(device)
+
+    @torch.inference_mode()
+    def forward(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        return model(**{name: value.to(device) for name, value in inputs.items()}).logits.float().cpu().numpy()
+
+    return forward
