@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -106,6 +106,44 @@ def prompt_key(prompt: str) -> str:
 def prompt_id(text: str) -> str:
     """The first 12 hex digits of the text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def near_copy_groups(prompts: Sequence[str], similarity: float = 0.8) -> list[int]:
+    """Group prompts so that near copies share a group.
+
+    Two prompts are near copies when the estimated Jaccard similarity of their sets of five-character pieces (case and
+    white space folded) reaches `similarity`; groups are the connected components. MinHash with locality-sensitive
+    hashing (Broder 1997), so time grows with the number of prompts, not of pairs.
+
+    Returns:
+        A group number per prompt, numbered in order of first appearance.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    index = MinHashLSH(threshold=similarity, num_perm=64)
+    group_of: list[int] = []
+    parent: list[int] = []  # union-find over groups
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for i, signature in enumerate(MinHash.generator(map(pieces, prompts), num_perm=64)):
+        near = {root(group_of[j]) for j in index.query(signature)}
+        if not near:
+            parent.append(len(parent))
+        group_of.append(min(near, default=len(parent) - 1))
+        for group in near:
+            parent[group] = min(near)
+        index.insert(i, signature)
+    return [root(group) for group in group_of]
+
+
+def pieces(prompt: str, size: int = 5) -> list[bytes]:
+    """The distinct runs of `size` characters of a prompt, case and white space folded; what MinHash compares."""
+    text = prompt_key(prompt)
+    return list({text[i : i + size].encode("utf-8", "replace") for i in range(max(1, len(text) - size + 1))})
 
 
 def expand_paths(patterns: Iterable[str | Path]) -> list[Path]:

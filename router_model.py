@@ -88,7 +88,7 @@ class PromptEncoder:
     """Turns prompts into token ids; the same for training and for every backend.
 
     A prompt longer than `max_length` tokens keeps its first and its last half, special tokens included. Of a very
-    long text only the characters that could end up there are tokenised at all, so 1 MB costs little more than 512 tokens.
+    long text only the characters that could end up there are tokenised at all: 1 MB costs hardly more than 512 tokens.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
@@ -172,7 +172,7 @@ class Router:
         return self._score([row.ids for row in self.encode(prompts)])
 
     def decide(self, prompts: Sequence[str], threshold: float | None = None) -> list[Decision]:
-        """Route each prompt: to the superior model where its probability reaches the threshold (checkpoint's, or given)."""
+        """Route each prompt: to the superior model where its probability reaches the threshold (default: its own)."""
         threshold = self.settings.threshold if threshold is None else threshold
         encoded = self.encode(prompts)
         scores = self._score([row.ids for row in encoded])
