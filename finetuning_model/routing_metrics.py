@@ -1,0 +1,189 @@
+"""What a router is measured by, with intervals: label metrics, calibration, and the cost-quality curve on outcomes.
+
+Every metric takes weights: how often each prompt was drawn. One row of ones measures the rows as they are; the rows
+of `bootstrap_weights` measure 1,000 resamples at once, so that figures and paired differences get 95% intervals.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 1000
+BINS = 15
+
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # scores (n,), weights (draws, n) -> values (draws,)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95% bootstrap interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_weights(n: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each of n prompts is drawn in each resample (Efron's bootstrap), shape (draws, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+
+
+def estimate(metric: Metric, scores: np.ndarray, draws: np.ndarray) -> Estimate:
+    """A metric of `scores` (n,) with its interval from the resamples `draws` (draws, n)."""
+    return _interval(metric(scores, np.ones((1, len(scores))))[0], metric(scores, draws))
+
+
+def paired_difference(metric: Metric, scores: np.ndarray, baseline: np.ndarray, draws: np.ndarray) -> Estimate:
+    """metric(scores) - metric(baseline), both on the same resamples (paired bootstrap)."""
+    ones = np.ones((1, len(scores)))
+    value = metric(scores, ones)[0] - metric(baseline, ones)[0]
+    return _interval(value, metric(scores, draws) - metric(baseline, draws))
+
+
+def _interval(value: float, resampled: np.ndarray) -> Estimate:
+    low, high = np.nanpercentile(resampled, [2.5, 97.5]) if np.isfinite(resampled).any() else (np.nan, np.nan)
+    return Estimate(float(value), float(low), float(high))
+
+
+# Labels: y (n,) is 0 or 1, or a grade in between where a metric says so.
+
+
+def auroc(y: np.ndarray) -> Metric:
+    """Area under the ROC curve: how often a superior prompt outscores an inferior one, ties counting half."""
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        starts, order = _ties(scores)
+        positive = np.add.reduceat((weights * y)[:, order], starts, axis=1)
+        negative = np.add.reduceat((weights * (1 - y))[:, order], starts, axis=1)
+        below = negative.sum(1, keepdims=True) - np.cumsum(negative, axis=1)  # scores are sorted from high to low
+        pairs = positive.sum(1) * negative.sum(1)
+        return _ratio((positive * (below + negative / 2)).sum(1), pairs)
+
+    return metric
+
+
+def average_precision(y: np.ndarray) -> Metric:
+    """Mean precision over the ranks of the superior prompts, ties taken together (scikit-learn's definition)."""
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        starts, order = _ties(scores)
+        positive = np.add.reduceat((weights * y)[:, order], starts, axis=1)
+        drawn = np.add.reduceat(weights[:, order], starts, axis=1)
+        precision = _ratio(np.cumsum(positive, axis=1), np.cumsum(drawn, axis=1))
+        return _ratio((precision * positive).sum(1), positive.sum(1))
+
+    return metric
+
+
+def accuracy(y: np.ndarray, threshold: float) -> Metric:
+    """Share of prompts routed as labelled when those at or above the threshold go to the superior model."""
+    return lambda scores, weights: _mean(weights, (scores >= threshold) == (y >= 0.5))
+
+
+def brier(y: np.ndarray) -> Metric:
+    """Mean squared distance of the probability from the label or grade (Brier 1950)."""
+    return lambda scores, weights: _mean(weights, (scores - y) ** 2)
+
+
+def expected_calibration_error(y: np.ndarray, bins: int = BINS) -> Metric:
+    """Mean distance between predicted and observed share over equally wide bins (Guo et al. 2017); y may be graded."""
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        member = np.eye(bins)[np.clip((scores * bins).astype(int), 0, bins - 1)]
+        gaps = np.abs((weights * (scores - y)) @ member)
+        return gaps.sum(1) / weights.sum(1)
+
+    return metric
+
+
+def spearman(y: np.ndarray) -> Metric:
+    """Spearman's rank correlation with y, which may be any number; ties get their mean rank."""
+    from scipy.stats import rankdata
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        def correlation(draw: np.ndarray) -> float:
+            rows = np.repeat(np.arange(len(y)), draw.astype(int))
+            a, b = rankdata(scores[rows]), rankdata(y[rows])
+            return np.corrcoef(a, b)[0, 1] if a.std() and b.std() else np.nan
+
+        return np.array([correlation(draw) for draw in weights])
+
+    return metric
+
+
+# Outcomes: gain (n,) is the superior model's score minus the inferior model's.
+
+
+def apgr(gain: np.ndarray) -> Metric:
+    """Average performance gap recovered (Ong et al. 2024, arXiv 2406.18665).
+
+    Prompts are sorted by score, the first k go to the superior model; PGR(k) is the share of the whole gain that
+    those k bring, and APGR its mean over k = 0..n. Prompts of equal score come in random order (its expectation).
+    """
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        drawn, gained = _blocks(scores, gain, weights)
+        before = np.cumsum(gained, axis=1) - gained
+        area = (drawn * before + gained * (drawn + 1) / 2).sum(1)  # the sum of the curve over k = 1..n
+        return _ratio(area, gained.sum(1) * (weights.sum(1) + 1))
+
+    return metric
+
+
+def cpt(gain: np.ndarray, share: float) -> Metric:
+    """Call-performance threshold: the share of superior calls at which PGR first reaches `share` (CPT(50): 0.5)."""
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        drawn, gained = _blocks(scores, gain, weights)
+        after = np.cumsum(gained, axis=1)
+        target = share * after[:, -1:]
+        first = np.argmax(after >= target - 1e-12, axis=1)
+        row = np.arange(len(weights))
+        missing = target[:, 0] - (after - gained)[row, first]
+        inside = _ratio(missing, gained[row, first]) * drawn[row, first]
+        calls = (np.cumsum(drawn, axis=1) - drawn)[row, first] + np.maximum(inside, 0)
+        return np.where(after[:, -1] > 0, calls / weights.sum(1), np.nan)
+
+    return metric
+
+
+def quality_curve(scores: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cost-quality curve: share of superior calls (m,) and PGR there (m,), from (0, 0) to (1, 1)."""
+    drawn, gained = _blocks(scores, gain, np.ones((1, len(scores))))
+    calls = np.concatenate([[0], np.cumsum(drawn[0])]) / len(scores)
+    return calls, np.concatenate([[0], np.cumsum(gained[0])]) / gained.sum()
+
+
+def fit_temperature(logit_margin: np.ndarray, y: np.ndarray) -> float:
+    """The temperature T that minimises the cross entropy of sigmoid(margin / T) against y (Guo et al. 2017)."""
+    from scipy.optimize import minimize_scalar
+
+    def cross_entropy(log_t: float) -> float:
+        z = logit_margin / np.exp(log_t)
+        return float(np.mean(np.logaddexp(0, z) - y * z))
+
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def _ties(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    return np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])), order
+
+
+def _blocks(scores: np.ndarray, gain: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts, order = _ties(scores)
+    drawn = np.add.reduceat(weights[:, order], starts, axis=1)
+    return drawn, np.add.reduceat((weights * gain)[:, order], starts, axis=1)
+
+
+def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return weights @ values.astype(np.float64) / weights.sum(1)
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
