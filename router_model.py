@@ -104,14 +104,21 @@ class PromptEncoder:
     def __call__(self, prompts: Sequence[str]) -> list[Encoded]:
         kept, cut = zip(*map(self._cut, prompts), strict=True) if prompts else ((), ())
         encodings = self.tokenizer.encode_batch_fast(list(kept))
+        return [
+            Encoded(self._ends(encoding.ids), was_cut or len(encoding.ids) > self.max_length, len(prompt))
+            for prompt, encoding, was_cut in zip(prompts, encodings, cut, strict=True)
+        ]
+
+    def with_offsets(self, prompt: str) -> tuple[str, list[int], list[tuple[int, int]]]:
+        """What an explanation needs: the text that was tokenised, the ids that are scored, and the characters of that
+        text, start and end, which each id stands for (equal for special tokens)."""
+        text, _ = self._cut(prompt)
+        encoding = self.tokenizer.encode(text)
+        return text, self._ends(encoding.ids), self._ends(encoding.offsets)
+
+    def _ends(self, items: list) -> list:
         head = self.max_length // 2
-        tail = self.max_length - head
-        encoded = []
-        for prompt, encoding, was_cut in zip(prompts, encodings, cut, strict=True):
-            ids = encoding.ids
-            too_long = len(ids) > self.max_length
-            encoded.append(Encoded(ids[:head] + ids[-tail:] if too_long else ids, too_long or was_cut, len(prompt)))
-        return encoded
+        return items if len(items) <= self.max_length else items[:head] + items[head - self.max_length :]
 
     def _cut(self, prompt: str) -> tuple[str, bool]:
         text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates break tokenizers
@@ -169,19 +176,20 @@ class Router:
 
     def score(self, prompts: Sequence[str]) -> np.ndarray:
         """Calibrated probability that the superior model is needed, float64, shape (len(prompts),)."""
-        return self._score([row.ids for row in self.encode(prompts)])
+        return self.score_ids([row.ids for row in self.encode(prompts)])
 
     def decide(self, prompts: Sequence[str], threshold: float | None = None) -> list[Decision]:
         """Route each prompt: to the superior model where its probability reaches the threshold (default: its own)."""
         threshold = self.settings.threshold if threshold is None else threshold
         encoded = self.encode(prompts)
-        scores = self._score([row.ids for row in encoded])
+        scores = self.score_ids([row.ids for row in encoded])
         return [
             Decision(label_of(p, threshold), float(p), threshold, row.truncated, len(row.ids), row.characters_received)
             for p, row in zip(scores, encoded, strict=True)
         ]
 
-    def _score(self, rows: list[list[int]]) -> np.ndarray:
+    def score_ids(self, rows: list[list[int]]) -> np.ndarray:
+        """`score` of prompts that are token ids already, special tokens included; shape (len(rows),)."""
         scores = np.empty(len(rows))
         for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
             scores[batch] = calibrated(self._forward([rows[i] for i in batch]), self.settings.temperature)
