@@ -19,6 +19,7 @@ MOST_LABELLED = 20_000
 SEARCHED_CHARACTERS = 20_000
 FEWEST_WORDS = 4  # fewer than these say nothing about the language
 LOGIT_LIMIT = 12.0
+LEAST_SIMILARITY = 0.1  # below this only little words are shared
 LONGEST_GAP = 50  # characters between two pieces; more is what was not scored
 
 # A run of letters and digits; where words aren't set apart by spaces (Chinese, Japanese, Thai), one character.
@@ -136,12 +137,16 @@ class LabelledPrompts:
         return cls(rows)
 
     def nearest(self, prompt: str, k: int = 3) -> list[Neighbour]:
-        """The k most similar labelled prompts that share at least a word with this one."""
+        """The k most similar labelled prompts, fewer where few are like this one."""
         if not self.vocabulary:
             return []
         similarity = (self._matrix @ self._tfidf.transform([prompt[:SEARCHED_CHARACTERS]]).T).toarray()[:, 0]
         best = np.argsort(-similarity, kind="stable")[:k]
-        return [Neighbour(self.prompts[i], self.labels[i], float(similarity[i])) for i in best if similarity[i] > 0]
+        return [
+            Neighbour(self.prompts[i], self.labels[i], float(similarity[i]))
+            for i in best
+            if similarity[i] >= LEAST_SIMILARITY
+        ]
 
     def known_share(self, prompt: str) -> float:
         """Share of the prompt's words that occur in any labelled prompt; 1.0 where there is too little to tell."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetuning_model.choose_threshold import tradeoff_of_grades
 from finetuning_model.routing_metrics import Estimate, bootstrap_weights, estimate
 from inference import page_parts
 from inference.explain import LabelledPrompts, word_effects
@@ -29,8 +30,12 @@ from router_data import (
 from router_model import Decision, Router
 
 VALIDATION_FILE = "validation_predictions.jsonl"
-PROMPTS_PER_STEP = 250  # of the progress bar
+PROMPTS_PER_STEP = 100  # of the progress bar
 FEW_KNOWN_WORDS = 0.5
+QUALITY_NOTE = (
+    "Estimated on the validation prompts: a superior answer is always good enough, an inferior one with probability "
+    "1 − the labeller's grade."
+)
 EXPLAIN_HINT = "The decision follows as you type. Shift+Enter, or the button, explains it."
 
 
@@ -65,6 +70,7 @@ class Validation:
     def __init__(self, scores: np.ndarray, targets: np.ndarray):
         self.scores = scores
         self.good_enough = 1 - targets
+        self.curve = tradeoff_of_grades(scores, targets)
         self._draws = bootstrap_weights(len(scores))
 
     @classmethod
@@ -95,12 +101,6 @@ class Validation:
     def at_random(self, share: float) -> float:
         """Quality kept by sending this share of the prompts to the superior model at random."""
         return share + (1 - share) * float(self.good_enough.mean())
-
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Share sent to the superior model and quality kept, for every number of prompts sent, highest scores first."""
-        good = self.good_enough[np.argsort(-self.scores, kind="stable")]
-        quality = (good.sum() + np.concatenate([[0], np.cumsum(1 - good)])) / len(good)
-        return np.linspace(0, 1, len(quality)), quality
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,11 @@ class Page:
             self.router.model_save_dir.name, f"{base}{self.router.backend}, up to {settings.max_length} tokens"
         )
 
-    def presets(self) -> list[tuple[str, float]]:
-        """Name and threshold of each target in the checkpoint, the page's own threshold first."""
-        named = {"start": self.threshold, **self.router.settings.thresholds}
-        return [(f"{name.replace('_', ' ')} ({value:.3f})", value) for name, value in named.items()]
+    def presets(self) -> dict[str, float]:
+        """What the targets in the checkpoint are called, and their thresholds; the page's own comes first."""
+        named = {"as started": self.threshold, **self.router.settings.thresholds}
+        named = {name.replace("_percent", "%").replace("_", " "): value for name, value in named.items()}
+        return {f"{name} ({value:.2f})": value for name, value in named.items()}
 
     def decide(self, prompt: str) -> Decision | None:
         """The decision at the page's own threshold; None for a blank prompt."""
@@ -168,14 +169,15 @@ class Page:
         """What should make one doubt the score."""
         notes = []
         if decision.truncated:
-            half = self.router.settings.max_length // 2
             notes.append(
-                f"This prompt has {decision.characters_received:,} characters and was cut: only its first and last "
-                f"{half} tokens were scored."
+                f"This prompt has {decision.characters_received:,} characters and was cut: only its beginning and its "
+                f"end, {decision.tokens_scored} tokens together, were scored."
             )
         ids = self.router.encode([prompt])[0].ids[1:-1]
         if ids and ids.count(self._unknown_id) > len(ids) / 2:
-            notes.append("Most of this is in no word of the model's vocabulary, so the score says little.")
+            notes.append(
+                "Most of this text is unknown to the model (emoji, or a script it has not read), so the score says little."
+            )
         elif (known := self.labelled.known_share(prompt)) < FEW_KNOWN_WORDS:
             notes.append(
                 f"Only {known:.0%} of these words occur in the labelled prompts. The router has hardly seen this "
@@ -190,26 +192,27 @@ class Page:
         near = page_parts.neighbours_html(self.labelled.nearest(prompt)) if self.labelled.prompts else ""
         return page_parts.words_html(word_effects(self.router, prompt)), near
 
-    def tradeoff(self, threshold: float, prices: Prices) -> tuple[str, str]:
+    def tradeoff(self, threshold: float, prices: Prices) -> str:
         """What the threshold means on the validation prompts: figures and curve."""
         most = prices.per_thousand(1)
         if self.validation is None:
             between = f"between {dollars(prices.per_thousand(0))} and {dollars(most)} per 1,000 prompts"
             text = f"This checkpoint has no {VALIDATION_FILE}, so a threshold's effect can't be shown: {between}."
-            return page_parts.message(text), ""
+            return page_parts.message(text)
         share, quality = self.validation.share(threshold), self.validation.quality(threshold)
         cost = prices.per_thousand(share)
         saved = f"{1 - cost / most:.0%} less than {dollars(most)}" if most else ""
         stats = [
-            (f"{share:.0%}", "to the superior model", f"of {len(self.validation.scores):,} validation prompts"),
+            (f"{share:.0%}", "sent to superior", f"of {len(self.validation.scores):,} validation prompts"),
             (
                 f"{quality.value:.1%}",
                 "quality kept",
-                f"{quality.low:.1%} to {quality.high:.1%}; at random {self.validation.at_random(share):.1%}",
+                f"95% interval {quality.low:.1%} to {quality.high:.1%}; random: {self.validation.at_random(share):.1%}",
             ),
             (dollars(cost), "per 1,000 prompts", saved),
         ]
-        return page_parts.stats_html(stats), page_parts.curve_svg(*self.validation.curve(), share, quality.value)
+        chart = page_parts.curve_svg(self.validation.curve, share, quality.value)
+        return page_parts.stats_html(stats) + chart + page_parts.message(QUALITY_NOTE)
 
     def score_file(self, path: Path, report: Callable[[float, str], None] = lambda *_: None) -> ScoredFile:
         """Score every prompt of a file; `report` is told the share that is done, 0..1."""
@@ -234,7 +237,7 @@ class Page:
         blank = len(scored.scores) - len(scores)
         stats = [
             (f"{len(scores):,}", "prompts scored", f"{blank:,} blank, left out" if blank else ""),
-            (f"{share:.0%}", "to the superior model", f"{int((scores >= threshold).sum()):,} prompts"),
+            (f"{share:.0%}", "sent to superior", f"{int((scores >= threshold).sum()):,} prompts"),
             (dollars(cost * thousands), "for this file", f"all superior: {dollars(most * thousands)}"),
         ]
         return page_parts.stats_html(stats) + page_parts.histogram_svg(scores, threshold)

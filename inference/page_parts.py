@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from finetuning_model.choose_threshold import Tradeoff
 from inference.explain import Neighbour, Span
 from router_data import INFERIOR, SUPERIOR, label_of
 from router_model import Decision
@@ -12,6 +13,7 @@ from router_model import Decision
 NAMES = {INFERIOR: "inferior", SUPERIOR: "superior"}
 LONGEST_PIECE = 300
 BINS = 20
+PUNCTUATION = ".,;:!?()\"'"
 
 
 def safe(text: str) -> str:
@@ -21,6 +23,10 @@ def safe(text: str) -> str:
 
 def shortened(text: str, characters: int = LONGEST_PIECE) -> str:
     return text if len(text) <= characters else f"{text[:characters]} …"
+
+
+def signed(number: float) -> str:
+    return f"{number:+.3f}".replace("-", "−")
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -73,9 +79,10 @@ def words_html(spans: Sequence[Span]) -> str:
         side = "superior" if span.log_odds > 0 else "inferior"
         pieces.append(
             f'<mark class="{side}" style="--strength:{abs(span.log_odds) / scale:.0%}" '
-            f'data-effect="{span.log_odds:.3f}" title="{span.probability:+.3f} superior probability">{text}</mark>'
+            f'data-effect="{span.log_odds:.3f}" title="{signed(span.probability)} superior probability">{text}</mark>'
         )
-    return f'<p class="words">{"".join(pieces)}</p>{_strongest(spans, 1)}{_strongest(spans, -1)}'
+    title = '<h3 class="title">Why: what each word adds</h3>'
+    return f'{title}<p class="words">{"".join(pieces)}</p>{_strongest(spans, 1)}{_strongest(spans, -1)}'
 
 
 def _strongest(spans: Sequence[Span], sign: int, most: int = 3) -> str:
@@ -83,19 +90,23 @@ def _strongest(spans: Sequence[Span], sign: int, most: int = 3) -> str:
     side = "superior" if sign > 0 else "inferior"
     if not ranked:
         return f'<p class="push {side}"><b>Towards {side}</b>: nothing in it</p>'
-    words = ", ".join(f"{safe(shortened(span.text, 40))} ({span.probability:+.3f})" for span in ranked[:most])
+    words = ", ".join(
+        f"{safe(shortened(span.text.strip(PUNCTUATION) or span.text, 40))} ({signed(span.probability)})"
+        for span in ranked[:most]
+    )
     return f'<p class="push {side}"><b>Towards {side}</b>: {words}</p>'
 
 
 def neighbours_html(neighbours: Sequence[Neighbour]) -> str:
+    title = '<h3 class="title">The nearest labelled prompts</h3>'
     if not neighbours:
-        return message("No labelled prompt is like this one.")
+        return title + message("None shares a telling word with this one.")
     items = "".join(
         f'<li><span class="tag {NAMES[near.label]}">{NAMES[near.label]}</span> '
         f"{safe(shortened(near.prompt, 180))} <small>{near.similarity:.0%} alike</small></li>"
         for near in neighbours
     )
-    return f'<ul class="neighbours">{items}</ul>'
+    return f'{title}<ul class="neighbours">{items}</ul>'
 
 
 def stats_html(stats: Sequence[tuple[str, str, str]]) -> str:
@@ -107,12 +118,12 @@ def stats_html(stats: Sequence[tuple[str, str, str]]) -> str:
     return f'<dl class="stats">{tiles}</dl>'
 
 
-def curve_svg(shares: np.ndarray, qualities: np.ndarray, share: float, quality: float) -> str:
+def curve_svg(curve: Tradeoff, share: float, quality: float) -> str:
     """Quality kept against the share sent to the superior model, with the threshold's place on it and random's line."""
-    low = float(qualities.min())
+    low = float(curve.quality.min())
     span = max(1 - low, 1e-9)
     x, y = lambda value: 34 + 256 * value, lambda value: 12 + 96 * (1 - (value - low) / span)
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(shares, qualities, strict=True))
+    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(curve.superior_share, curve.quality, strict=True))
     return (
         '<svg class="chart" viewBox="0 0 300 132" role="img" aria-label="Quality kept against the share sent to the '
         f'superior model; now {share:.0%} sent and {quality:.1%} kept">'
@@ -131,7 +142,8 @@ def histogram_svg(scores: np.ndarray, threshold: float) -> str:
     counts, edges = np.histogram(scores, bins=BINS, range=(0, 1))
     bars = "".join(
         f'<rect class="{NAMES[label_of((a + b) / 2, threshold)]}" x="{10 + 280 * a:.1f}" width="{280 / BINS - 2:.1f}" '
-        f'y="{108 - 94 * n / counts.max():.1f}" height="{94 * n / counts.max():.1f}"/>'
+        f'y="{108 - 94 * n / counts.max():.1f}" height="{94 * n / counts.max():.1f}">'
+        f"<title>{n:,} prompts from {a:.2f} to {b:.2f}</title></rect>"
         for n, a, b in zip(counts, edges, edges[1:], strict=False)
     )
     mark = 10 + 280 * threshold

@@ -15,6 +15,7 @@ stands in the environment or in .env.
 """
 
 import argparse
+import json
 import os
 import socket
 import sys
@@ -53,19 +54,17 @@ def build(page: Page):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio asks the network, from its import on
     import gradio as gr
 
-    def on_prompt(text, explained, threshold, *prices):
+    def on_prompt(text, threshold, *prices):
         decision = page.decide(text)
-        stale = (gr.skip(), gr.skip()) if text == explained else (page_parts.message(EXPLAIN_HINT), "")
-        return (page.card(text, decision, threshold, Prices.of(prices)), (text, decision), "", *stale)
+        return page.card(text, decision, threshold, Prices.of(prices)), (text, decision), ""
 
-    def on_explain(text, threshold, *prices):
-        decision = page.decide(text)
-        return (page.card(text, decision, threshold, Prices.of(prices)), (text, decision), "", *page.why(text), text)
+    def on_explain(text, *given):
+        return *on_prompt(text, *given), *page.why(text)
 
     def on_threshold(threshold, decided, scored, *prices):
         prices = Prices.of(prices)
-        figures, curve = page.tradeoff(threshold, prices)
-        return page.card(*decided, threshold, prices), figures, curve, page.file_summary(scored, threshold, prices)
+        card = page.card(*decided, threshold, prices)
+        return card, page.tradeoff(threshold, prices), page.file_summary(scored, threshold, prices)
 
     def on_file(path, threshold, *prices, progress=gr.Progress()):  # noqa: B008 (gradio's way of asking for it)
         if path is None:
@@ -85,8 +84,9 @@ def build(page: Page):
         except (InputError, OSError) as error:
             return page_parts.message(str(error), "error")
 
+    hint = page_parts.message(EXPLAIN_HINT)
     with gr.Blocks(title="LLM router", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-        decided, explained, scored = gr.State(("", None)), gr.State(""), gr.State(None)
+        decided, scored = gr.State(("", None)), gr.State(None)
         gr.HTML(page.header())
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320), gr.Tabs():
@@ -101,11 +101,15 @@ def build(page: Page):
                     )
                     card = gr.HTML(page_parts.empty_card(), elem_id="decision", js_on_load=announce("status"))
                     with gr.Row(elem_id="actions"):
-                        explain = gr.Button("Explain", variant="primary", elem_id="explain", min_width=120)
-                        right = gr.Button("Right route", elem_id="right", min_width=120, visible=page.takes_feedback)
-                        wrong = gr.Button("Wrong route", elem_id="wrong", min_width=120, visible=page.takes_feedback)
+                        explain = gr.Button("Explain", variant="primary", elem_id="explain", size="md", min_width=90)
+                        right = gr.Button(
+                            "Right route", elem_id="right", size="md", min_width=90, visible=page.takes_feedback
+                        )
+                        wrong = gr.Button(
+                            "Wrong route", elem_id="wrong", size="md", min_width=90, visible=page.takes_feedback
+                        )
                     noted = gr.HTML(elem_id="noted", js_on_load=announce("status"))
-                    words = gr.HTML(page_parts.message(EXPLAIN_HINT), elem_id="words")
+                    words = gr.HTML(hint, elem_id="words")
                     near = gr.HTML(elem_id="near")
                     examples = gr.Dataset(
                         components=[prompt],
@@ -127,9 +131,9 @@ def build(page: Page):
                 threshold = gr.Slider(
                     0, 1, page.threshold, step=0.001, label="Threshold: superior from this on", elem_id="threshold"
                 )
-                preset = gr.Radio(page.presets(), value=page.threshold, label="Presets", elem_id="presets")
-                start = page.tradeoff(page.threshold, EXAMPLE_PRICES)
-                figures, curve = gr.HTML(start[0], elem_id="figures"), gr.HTML(start[1], elem_id="curve")
+                presets = page.presets()
+                preset = gr.Dropdown(list(presets), label="Thresholds that meet a target", elem_id="presets")
+                figures = gr.HTML(page.tradeoff(page.threshold, EXAMPLE_PRICES), elem_id="figures")
                 with gr.Accordion("Prices (an example: put in your own)", open=False):
                     prices = [
                         gr.Number(EXAMPLE_PRICES.inferior, label="Inferior model, $ per million tokens", minimum=0),
@@ -138,12 +142,14 @@ def build(page: Page):
                     ]
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        one = [card, decided, noted, words, near]
-        ask = [prompt, threshold, *prices]
-        prompt.input(on_prompt, [prompt, explained, threshold, *prices], one, trigger_mode="always_last", **quiet)
-        gr.on([explain.click, prompt.submit], on_explain, ask, [*one, explained], api_name="explain")
+        ask, answer = [prompt, threshold, *prices], [card, decided, noted]
+        explained = [*answer, words, near]
+        # Not `input`: gradio fires that for keys, but not where text is pasted or deleted.
+        prompt.change(on_prompt, ask, answer, trigger_mode="always_last", **quiet)
+        prompt.change(None, None, [words, near], js=f"() => [{json.dumps(hint)}, '']")  # at once: it is out of date
+        gr.on([explain.click, prompt.submit], on_explain, ask, explained, api_name="explain")
         examples.click(lambda row: row[0], examples, prompt, **quiet).then(
-            on_explain, ask, [*one, explained], api_visibility="private"
+            on_explain, ask, explained, api_visibility="private"
         )
         for button, said in ((right, True), (wrong, False)):
             button.click(
@@ -157,11 +163,11 @@ def build(page: Page):
             [threshold.change, *(price.change for price in prices)],
             on_threshold,
             [threshold, decided, scored, *prices],
-            [card, figures, curve, summary],
+            [card, figures, summary],
             trigger_mode="always_last",
             **quiet,
         )
-        preset.input(lambda value: value, preset, threshold, **quiet)
+        preset.input(presets.get, preset, threshold, **quiet)
         threshold.input(lambda: None, None, preset, **quiet)
         file.change(
             on_file,
