@@ -44,9 +44,31 @@ def paired_difference(metric: Metric, scores: np.ndarray, baseline: np.ndarray, 
     return _interval(value, metric(scores, draws) - metric(baseline, draws))
 
 
+def compare(
+    metric: Metric, scores: dict[str, np.ndarray], draws: np.ndarray
+) -> dict[str, tuple[Estimate, Estimate | None]]:
+    """A metric of every scorer, and of how much the first one's exceeds it (paired bootstrap, None for the first)."""
+    ones = np.ones((1, draws.shape[1]))
+    compared: dict[str, tuple[Estimate, Estimate | None]] = {}
+    first = None
+    for name, values in scores.items():
+        value, resampled = metric(values, ones)[0], metric(values, draws)
+        if first is None:
+            first, difference = (value, resampled), None
+        else:
+            difference = _interval(first[0] - value, first[1] - resampled)
+        compared[name] = (_interval(value, resampled), difference)
+    return compared
+
+
 def _interval(value: float, resampled: np.ndarray) -> Estimate:
     low, high = np.nanpercentile(resampled, [2.5, 97.5]) if np.isfinite(resampled).any() else (np.nan, np.nan)
     return Estimate(float(value), float(low), float(high))
+
+
+def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of any values (n,): a metric of something that is measured prompt by prompt."""
+    return _mean(weights, values)
 
 
 # Labels: y (n,) is 0 or 1, or a grade in between where a metric says so.
@@ -151,6 +173,21 @@ def cpt(gain: np.ndarray, share: float) -> Metric:
     return metric
 
 
+def pgr(gain: np.ndarray, calls: float) -> Metric:
+    """Share of the quality gap recovered when the `calls` (0..1) of highest score go to the superior model.
+
+    Of prompts of equal score an average part is sent.
+    """
+
+    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        drawn, gained = _blocks(scores, gain, weights)
+        before = np.cumsum(drawn, axis=1) - drawn
+        sent = np.clip(_ratio(calls * weights.sum(1, keepdims=True) - before, drawn), 0, 1)
+        return _ratio((np.nan_to_num(sent) * gained).sum(1), gained.sum(1))
+
+    return metric
+
+
 def quality_curve(scores: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cost-quality curve: share of superior calls (m,) and PGR there (m,), from (0, 0) to (1, 1)."""
     drawn, gained = _blocks(scores, gain, np.ones((1, len(scores))))
@@ -187,3 +224,15 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+
+
+def label_figures(targets: np.ndarray, threshold: float) -> dict[str, Metric]:
+    """The metrics of probabilities against labels or grades (targets, shape (n,), 0..1; superior from 0.5 on)."""
+    labels = (targets >= 0.5).astype(np.float64)
+    return {
+        "AUROC": auroc(labels),
+        "average precision": average_precision(labels),
+        "accuracy": accuracy(labels, threshold),
+        "Brier score": brier(targets),
+        "expected calibration error": expected_calibration_error(targets),
+    }
