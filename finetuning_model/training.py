@@ -1,0 +1,258 @@
+"""Fine-tuning itself: the encoder with a fresh head, HF's Trainer on soft targets, and the logits that come out."""
+
+import argparse
+import math
+import os
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from finetuning_model.training_rows import Split
+from router_data import LABELS, InputError
+from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
+
+
+def load_base(hf_model_name: str, dropout: float):
+    """The encoder with a fresh two-label head, and its tokenizer.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(hf_model_name)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, dropout)
+        config.num_labels = 2
+        config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
+        tokenizer = AutoTokenizer.from_pretrained(hf_model_name)
+        model = AutoModelForSequenceClassification.from_pretrained(hf_model_name, config=config)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the model {hf_model_name} can't be had ({str(error).splitlines()[0]}); name a model of the hub "
+            "(a gated one needs HF_TOKEN) or a local folder with --hf_model_name"
+        ) from error
+    return model, tokenizer
+
+
+def bf16_pays() -> bool:
+    """Whether this processor multiplies bf16 matrices clearly faster than fp32 ones (not all that can, do)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(1024, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
+
+
+class LengthWindows:
+    """A sampler that shuffles rows, sorts them by length within windows of 50 batches, and shuffles the batches.
+
+    So batches hold rows of like length, with hardly any padding, and still come in a new random order each epoch.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        draw = random.Random(f"{self.seed} {self.epoch}")
+        order = draw.sample(range(len(self.lengths)), len(self.lengths))
+        window = 50 * self.batch_size
+        batches = []
+        for start in range(0, len(order), window):
+            rows = sorted(order[start : start + window], key=self.lengths.__getitem__)
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        draw.shuffle(batches)
+        batches.sort(
+            key=lambda batch: len(batch) < self.batch_size
+        )  # a short batch comes last, or it would shift others
+        return iter([row for batch in batches for row in batch])
+
+
+def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.Namespace, seed: int, folder: Path):
+    """Train on soft targets; the model keeps the weights with the lowest validation loss.
+
+    Returns:
+        The Trainer, and the training log: its `log_history` with tokens per second (padding not counted).
+    """
+    import torch
+    from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments
+
+    encode = PromptEncoder(tokenizer.backend_tokenizer, args.max_length)
+    prior = float(np.clip(train.targets.mean(), 0.01, 0.99))
+
+    def dataset(split: Split) -> list[dict]:
+        rows = zip(encode(split.prompts), split.targets, strict=True)
+        return [{"input_ids": row.ids, "labels": target} for row, target in rows]
+
+    def collate(rows: list[dict]) -> dict:
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id or 0),
+            "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
+        }
+
+    class RouterTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset=None):
+            size = args.per_device_train_batch_size * self.args.world_size
+            return LengthWindows([len(row["input_ids"]) for row in self.train_dataset], size, seed)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            target = inputs.pop("labels")
+            outputs = model(**inputs)
+            logits = outputs.logits.float()
+            # Both labels weigh the same in all; the head's bias takes the prior back after training.
+            weight = target * 0.5 / prior + (1 - target) * 0.5 / (1 - prior)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits[:, 1] - logits[:, 0], target, weight=weight
+            )
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+        def create_optimizer(self, model=None):
+            if self.optimizer is None:
+                self.optimizer = torch.optim.AdamW(
+                    layer_groups(self.model, args), fused=True, betas=(0.9, 0.999), eps=1e-8
+                )
+            return self.optimizer
+
+    class Progress(ProgressCallback):
+        def on_log(self, arguments, state, control, logs=None, **kwargs):
+            if state.is_world_process_zero and self.training_bar is not None and logs and "eval_loss" in logs:
+                self.training_bar.set_postfix_str(f"epoch {logs['epoch']:.1f}, validation loss {logs['eval_loss']:.4f}")
+
+    rows = dataset(train)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    steps_per_epoch = math.ceil(len(rows) / (args.per_device_train_batch_size * world_size))
+    evaluate_every = max(1, math.ceil(steps_per_epoch / 2))
+    on_cpu = not torch.cuda.is_available()
+    trainer = RouterTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder / f"seed-{seed}"),
+            num_train_epochs=args.num_train_epochs,
+            max_steps=args.max_steps,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            warmup_steps=0.1,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            per_device_eval_batch_size=2 * args.per_device_train_batch_size,
+            eval_strategy="steps",
+            eval_steps=evaluate_every,
+            save_strategy="steps",
+            save_steps=evaluate_every,
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            logging_strategy="steps",
+            logging_steps=evaluate_every,
+            bf16=bf16_pays() if args.bf16 == "auto" else args.bf16 == "true",
+            use_cpu=on_cpu,
+            ddp_backend="gloo" if on_cpu and world_size > 1 else None,
+            dataloader_pin_memory=not on_cpu,
+            remove_unused_columns=False,
+            seed=seed,
+            report_to="none",
+            disable_tqdm=False,
+        ),
+        data_collator=collate,
+        train_dataset=rows,
+        eval_dataset=dataset(validation),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience)],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress)
+    start = time.perf_counter()
+    checkpoint = newest_trainer_state(folder / f"seed-{seed}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - start
+    tokens = sum(len(row["input_ids"]) for row in rows) * trainer.state.epoch
+    return_prior(trainer.model, prior)
+    log = {
+        "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
+        "seconds": seconds,
+        "tokens_per_second": None if checkpoint else tokens / seconds,
+        "steps": trainer.state.global_step,
+        "bf16": trainer.args.bf16,
+    }
+    return trainer, log
+
+
+def layer_groups(model, args: argparse.Namespace) -> list[dict]:
+    """Optimizer groups: the head learns fastest, each layer below by `layer_decay` slower (Howard and Ruder 2018)."""
+    depth = model.config.num_hidden_layers
+    groups = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        if "embeddings" in name:
+            below = depth
+        elif layer is None or not name.startswith(model.base_model_prefix):
+            below = 0
+        else:
+            below = depth - 1 - layer
+        groups[below, parameter.ndim >= 2].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": args.learning_rate * args.layer_decay**below,
+            "weight_decay": args.weight_decay if is_matrix else 0.0,
+        }
+        for (below, is_matrix), parameters in groups.items()
+    ]
+
+
+def return_prior(model, prior: float) -> None:
+    """Give the head's bias the log odds of the training prior that balancing the labels took away."""
+    import torch
+
+    heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 2]
+    if heads and heads[-1].bias is not None:
+        with torch.no_grad():
+            heads[-1].bias[1] += math.log(prior / (1 - prior))
+
+
+def newest_trainer_state(folder: Path) -> Path | None:
+    """Where an interrupted training goes on."""
+    states = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    return max(states, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def logit_rows(model, tokenizer, prompts: list[str], max_length: int) -> np.ndarray:
+    """The model's logits for prompts in fp32, shape (n, 2), in their order."""
+    import torch
+
+    model = model.eval().float()
+    rows = [torch.tensor(row.ids) for row in PromptEncoder(tokenizer.backend_tokenizer, max_length)(prompts)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    logits = np.empty((len(rows), 2))
+    with torch.inference_mode():
+        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
+            ids = pad([rows[i] for i in batch], batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+            mask = pad([torch.ones_like(rows[i]) for i in batch], batch_first=True)
+            outputs = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            logits[batch] = outputs.logits.float().cpu().numpy()
+    return logits
