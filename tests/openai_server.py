@@ -1,0 +1,189 @@
+"""A local HTTP server that plays OpenAI: what it answers is a function, so a test can script any fault."""
+
+import asyncio
+import json
+import re
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+INFERIOR_ANSWER = '{"label": "ROUTE_TO_INFERIOR"}'
+SUPERIOR_ANSWER = '{"label": "ROUTE_TO_SUPERIOR"}'
+
+
+@dataclass
+class Answer:
+    """A response; `cut` closes the connection after so many bytes of the body, `delay` is in seconds."""
+
+    body: object = ""
+    status: int = 200
+    headers: dict = field(default_factory=dict)
+    delay: float = 0.0
+    cut: int | None = None
+
+
+def completion(text: str | None = INFERIOR_ANSWER, finish_reason="stop", refusal=None, logprobs=None, n=1) -> Answer:
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": logprobs}
+    usage = {"prompt_tokens": 100, "completion_tokens": 10 * n, "total_tokens": 100 + 10 * n}
+    return Answer({"id": "x", "object": "chat.completion", "model": "m", "choices": [choice] * n, "usage": usage})
+
+
+def error(status: int, code: str | None = None, message: str = "no", param: str | None = None, **headers) -> Answer:
+    body = {"error": {"message": message, "type": code, "code": code, "param": param}}
+    return Answer(body, status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def judged_prompt(body: dict) -> str:
+    return json.loads(body["messages"][-1]["content"])["prompt_to_judge"]
+
+
+class OpenAIServer:
+    """Answers `POST /v1/chat/completions` by `behave(prompt, nth_time, body)`, and the models, files and batches."""
+
+    def __init__(self, behave: Callable[[str, int, dict], Answer] | None = None, delay: float = 0.0) -> None:
+        self.behave = behave or (lambda prompt, nth, body: completion())
+        self.delay = delay
+        self.asked: Counter[str] = Counter()  # requests for each prompt
+        self.bodies: list[dict] = []
+        self.headers: list[str] = []
+        self.times: list[float] = []
+        self.in_flight = self.most_in_flight = 0
+        self.model = Answer({"id": "m", "object": "model", "created": 0, "owned_by": "test"})
+        self.files: dict[str, dict] = {}
+        self.batches: dict[str, dict] = {}
+        self.batch_fault: Callable[[str], Answer | None] = lambda path: None
+
+    def __enter__(self) -> "OpenAIServer":
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+
+        def serve() -> None:
+            self._server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0))
+            self.port = self._server.sockets[0].getsockname()[1]
+            self.url = f"http://127.0.0.1:{self.port}/v1"
+            ready.set()
+            self._loop.run_forever()
+            self._server.close()
+            for task in asyncio.all_tasks(self._loop):
+                task.cancel()
+            self._loop.run_until_complete(asyncio.sleep(0.01))
+            self._loop.close()
+
+        self._thread = threading.Thread(target=serve, daemon=True)
+        self._thread.start()
+        ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                method, path, _ = line.decode().split()
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"content-length: (\d+)", head, re.I)
+                payload = await reader.readexactly(int(length[1]) if length else 0)
+                if "transfer-encoding: chunked" in head.lower():
+                    while size := int((await reader.readline()).strip(), 16):
+                        payload += await reader.readexactly(size)
+                        await reader.readline()
+                    await reader.readline()
+                answer = await self._answer(method, path, head, payload)
+                if not await self._send(writer, answer):
+                    break
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: Answer) -> bool:
+        body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+        lines = [f"HTTP/1.1 {answer.status} X", "content-type: application/json", f"content-length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body[: answer.cut])
+        await writer.drain()
+        return answer.cut is None
+
+    async def _answer(self, method: str, path: str, head: str, payload: bytes) -> Answer:
+        self.headers.append(head)
+        path = path.removeprefix("/v1")
+        if path.startswith("/models/"):
+            return self.model
+        if path == "/chat/completions":
+            body = json.loads(payload)
+            content = body["messages"][-1]["content"]
+            prompt = judged_prompt(body) if "prompt_to_judge" in content else content
+            self.asked[prompt] += 1
+            self.bodies.append(body)
+            self.times.append(time.monotonic())
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            answer = self.behave(prompt, self.asked[prompt], body)
+            await asyncio.sleep(self.delay + answer.delay)
+            self.in_flight -= 1
+            return answer
+        return self._batch_api(method, path, payload)
+
+    # --- files and batches: everything completes at once unless `batch_fault` says otherwise ---
+
+    def _batch_api(self, method: str, path: str, payload: bytes) -> Answer:
+        fault = self.batch_fault(f"{method} {path}")
+        if path == "/files" and method == "POST":
+            name = re.search(rb'filename="([^"]+)"', payload)[1].decode()
+            content = payload[payload.index(b"{") : payload.rindex(b"}") + 1]
+            file = self._store(content, name)
+            return fault or Answer(file)
+        if path.startswith("/files?") or path == "/files":
+            return fault or Answer({"object": "list", "data": [dict(f, content=None) for f in self.files.values()]})
+        if path.endswith("/content"):
+            return fault or Answer(self.files[path.split("/")[2]]["content"])
+        if path == "/batches" and method == "POST":
+            order = json.loads(payload)
+            batch = {
+                "id": f"batch_{uuid.uuid4().hex[:8]}", "object": "batch", "endpoint": order["endpoint"],
+                "input_file_id": order["input_file_id"], "completion_window": "24h", "status": "in_progress",
+                "metadata": order.get("metadata"), "created_at": 0,
+            }  # fmt: skip
+            self.batches[batch["id"]] = batch
+            return fault or Answer(batch)
+        if path.startswith("/batches?") or path == "/batches":
+            return fault or Answer({"object": "list", "data": list(self.batches.values()), "has_more": False})
+        if path.startswith("/batches/"):
+            return fault or Answer(self.batches[path.split("/")[2]])
+        return error(404)
+
+    def _store(self, content: bytes, name: str) -> dict:
+        file = {
+            "id": f"file-{uuid.uuid4().hex[:8]}", "object": "file", "bytes": len(content), "created_at": 0,
+            "filename": name, "purpose": "batch", "status": "processed", "content": content.decode("utf-8", "replace"),
+        }  # fmt: skip
+        self.files[file["id"]] = file
+        return dict(file, content=None)
+
+    def finish_batches(self) -> None:
+        """Work through every batch in progress; a refused request goes to the error file, as at OpenAI."""
+        for batch in self.batches.values():
+            if batch["status"] != "in_progress":
+                continue
+            done, failed = [], []
+            for line in self.files[batch["input_file_id"]]["content"].splitlines():
+                request = json.loads(line)
+                prompt = judged_prompt(request["body"])
+                self.asked[prompt] += 1
+                answer = self.behave(prompt, self.asked[prompt], request["body"])
+                response = {"status_code": answer.status, "request_id": "r", "body": answer.body}
+                result = {"id": "b", "custom_id": request["custom_id"], "response": response, "error": None}
+                (done if answer.status == 200 else failed).append(json.dumps(result))
+            batch["status"] = "completed"
+            for field_name, lines in (("output_file_id", done), ("error_file_id", failed)):
+                if lines:
+                    batch[field_name] = self._store(("\n".join(lines) + "\n").encode(), "out")["id"]
+            batch["request_counts"] = {
+                "total": len(done) + len(failed), "completed": len(done), "failed": len(failed),
+            }  # fmt: skip
