@@ -108,9 +108,8 @@ class Endpoint:
         Raises:
             InputError: OPENAI_API_KEY is not set.
         """
-        import httpx2
         from aiolimiter import AsyncLimiter
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, Timeout
 
         if not os.environ.get("OPENAI_API_KEY"):
             raise InputError(
@@ -120,8 +119,7 @@ class Endpoint:
         self.client = AsyncOpenAI(
             base_url=os.environ.get("OPENAI_BASE_URL") or None,
             max_retries=0,
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
-            http_client=None,
+            timeout=Timeout(timeout, connect=min(timeout, 10.0)),
         )
         self.timeout = timeout
         self.say = say

@@ -313,3 +313,316 @@ def test_help_is_instant():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("[]\n") and "--max_in_flight" in out
+
+
+# --- faults: what is retried, what fails, what stops the run ---
+
+RETRIED = {
+    "429 with Retry-After": lambda: error(429, "rate_limit_exceeded", retry_after="0.05"),
+    "429 without": lambda: error(429, "rate_limit_exceeded"),
+    "500": lambda: error(500),
+    "503": lambda: error(503, retry_after="0.01"),
+    "cut in the body": lambda: Answer(completion().body, cut=40),
+    "hang": lambda: Answer(completion().body, delay=30),
+    "broken JSON": lambda: Answer(b'{"choices": [{"mess'),
+    "JSON, but no completion": lambda: Answer({"choices": None}),
+}
+
+
+@pytest.mark.parametrize("fault", RETRIED)
+def test_passing_faults_are_retried_until_all_is_labelled(serve, fault):
+    prompts = write_prompts(6)
+    server = serve(lambda p, nth, _: RETRIED[fault]() if nth <= 2 else completion())
+    assert label("--timeout", "0.3" if fault == "hang" else "5") == 0
+    assert each_once(prompts) and not failures()
+    assert set(server.asked.values()) == {3}
+
+
+def test_a_fault_that_stays_is_a_failure_and_is_asked_again_on_resume(serve):
+    prompts = write_prompts(5)
+    ill = True
+    server = serve(lambda p, *_: error(503) if ill and p == prompts[2] else completion())
+    assert label() == 0
+    assert [f["reason"] for f in failures()] == ["HTTP 503, after 4 tries"] and server.asked[prompts[2]] == 4
+    assert len(rows()) == 4
+    ill = False
+    assert label() == 0 and each_once(prompts)
+
+
+def test_retry_after_holds_back_all_requests(serve):
+    write_prompts(30)
+    server = serve(lambda p, *_: error(429, retry_after="0.4") if sum(server.asked.values()) == 5 else completion())
+    assert label("--max_in_flight", "1") == 0
+    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
+    assert gaps[4] >= 0.4 and sum(server.asked.values()) == 31
+
+
+def test_waits_grow_and_vary():
+    class State:
+        def __init__(self, tries, after=None):
+            self.attempt_number = tries
+            self.outcome = self
+            self.after = after
+
+        def exception(self):
+            return endpoint._Retry("x", self.after)
+
+    endpoint.FIRST_WAIT = 1.0
+    waits = [[endpoint._wait(State(tries)) for _ in range(50)] for tries in (1, 3, 30)]
+    assert all(0.5 <= w <= 1 for w in waits[0]) and all(2 <= w <= 4 for w in waits[1])
+    assert max(waits[2]) <= endpoint.LONGEST_WAIT and len(set(waits[0])) > 40
+    assert 7 <= endpoint._wait(State(1, after=7)) <= 8.4
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"retry-after": "3"}, 3), ({"retry-after-ms": "250"}, 0.25), ({}, None), ({"retry-after": "soon"}, None)],
+)
+def test_retry_after_is_read_in_its_forms(headers, seconds):
+    assert endpoint._retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("1h2m", 3720), ("7", 7)])
+def test_durations_of_the_rate_headers(text, seconds):
+    assert endpoint._duration(text) == pytest.approx(seconds)
+
+
+def test_rate_headers_slow_the_run_before_the_limit_is_hit(serve):
+    limits = {"x-ratelimit-limit-requests": "600", "x-ratelimit-reset-requests": "60s"}
+    write_prompts(4)
+    server = serve(
+        lambda *_: Answer(completion().body, headers=limits | {"x-ratelimit-remaining-requests": "0"}), delay=0.0
+    )
+    assert label("--max_in_flight", "1") == 0
+    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
+    assert min(gaps) >= 0.1, "600 a minute is one in 0.1 s"
+
+
+FAILED = {
+    "outside the labels": (completion('{"label": "ROUTE_TO_MARS"}'), "outside the two labels"),
+    "both labels": (completion("ROUTE_TO_INFERIOR or ROUTE_TO_SUPERIOR"), "outside the two labels"),
+    "a label denied": (completion("not ROUTE_TO_INFERIOR"), "outside the two labels"),
+    "a number": (completion("1"), "outside the two labels"),
+    "empty": (completion(""), "empty answer"),
+    "null": (completion(None), "empty answer"),
+    "refusal": (completion(None, refusal="I can't help with that"), "refusal: I can't help"),
+    "content filter stop": (completion("", finish_reason="content_filter"), "content filter"),
+    "content filter 400": (error(400, "content_filter", "filtered"), "content filter"),
+    "white space till the end": (completion('{"label": \n\n\n\n', finish_reason="length"), "cut off"),
+    "cut in the label": (completion('{"label": "ROUTE_TO_INFERIOR', finish_reason="length"), "cut off"),
+    "too long": (error(400, "context_length_exceeded", "maximum max_completion_tokens is"), "HTTP 400"),
+    "no choices": (Answer({"choices": []}), "empty answer"),
+}
+
+
+@pytest.mark.parametrize("fault", FAILED)
+def test_what_is_no_label_goes_to_the_failures(serve, fault, capsys):
+    answer, reason = FAILED[fault]
+    prompts = write_prompts(5)
+    ill = True
+    server = serve(lambda p, *_: answer if ill and p == prompts[3] else completion())
+    assert label() == 0
+    assert [f["prompt"] for f in failures()] == [prompts[3]] and reason in failures()[0]["reason"]
+    assert server.asked[prompts[3]] == 1, "asking again costs money and changes nothing"
+    assert each_once(prompts[:3] + prompts[4:])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("4 labelled, 0 skipped (labelled before), 1 failed")
+    ill = False
+    assert label() == 0 and each_once(prompts)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason"),
+    [
+        ('{"label":"ROUTE_TO_SUPERIOR"}', "stop"),
+        ('```json\n{"label": "ROUTE_TO_SUPERIOR"}\n```', "stop"),
+        ('{"label": "ROUTE_TO_SUPERIOR", "why": "not ROUTE_TO_INFERIOR"}', "stop"),
+        ("ROUTE_TO_SUPERIOR", "stop"),
+        ("**Label:** `route_to_superior`.", "stop"),
+        ("The answer is ROUTE_TO_SUPERIOR.", "stop"),
+        ('"ROUTE_TO_SUPERIOR"', "stop"),
+        ('{"label": "ROUTE_TO_SUPERIOR"\n\n\n\n \n', "length"),
+    ],
+)
+def test_answers_that_are_a_label(text, finish_reason):
+    assert labeller.parse_label(endpoint.Choice(text, finish_reason)) == "ROUTE_TO_SUPERIOR"
+
+
+STOPPING = {
+    "wrong key": (
+        error(401, "invalid_api_key", "Incorrect API key provided: sk-secret-of-the-test"),
+        "refuses the key",
+    ),
+    "not allowed": (error(403, None, "no access for sk-secret-of-the-test"), "may not use m"),
+    "retired model": (error(404, "model_not_found"), "no model m"),
+    "quota": (error(429, "insufficient_quota"), "quota of this key is used up"),
+    "no credit": (error(402), "credit"),
+    "a day's limit": (error(429, "rate_limit_exceeded", retry_after="86400"), "resume later"),
+}
+
+
+@pytest.mark.parametrize("fault", STOPPING)
+def test_what_cannot_get_better_stops_the_run_at_once(serve, fault, capsys):
+    answer, reason = STOPPING[fault]
+    prompts = write_prompts(40)
+    ill = True
+    server = serve(lambda *_: answer if ill and len(server.bodies) > 10 else completion())
+    assert label("--max_in_flight", "3") == 1
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and reason in told.err and "secret" not in told.err + told.out
+    assert len(rows()) >= 10 and len(server.bodies) <= 13 and max(server.asked.values()) == 1, "nothing is retried"
+    assert not failures(), "the prompts are not to blame"
+    ill = False
+    assert label() == 0 and each_once(prompts)
+
+
+def test_a_wrong_key_at_the_start_costs_one_request(serve, capsys):
+    write_prompts(40)
+    server = serve()
+    server.model = error(401, "invalid_api_key")
+    assert label() == 1
+    assert not server.bodies and len(server.headers) == 1 and "OPENAI_API_KEY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("day", "goes_on"), [("2024-01-31", False), ("2999-01-31", True)])
+def test_the_day_a_model_is_shut_down(serve, capsys, day, goes_on):
+    write_prompts(3)
+    server = serve()
+    server.model.body["shutdown_date"] = day
+    assert label() == (0 if goes_on else 1)
+    told = capsys.readouterr()
+    assert day in told.out + told.err and len(server.bodies) == (3 if goes_on else 0)
+
+
+def test_an_endpoint_that_is_away_is_named(monkeypatch, capsys):
+    write_prompts(3)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert label() == 1
+    assert "http://127.0.0.1:9/v1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["param", "message"])
+def test_a_refused_parameter_is_dropped_once_and_said_once(serve, capsys, how):
+    prompts = write_prompts(60)
+    refused = ("reasoning_effort", "temperature", "logprobs", "response_format", "max_completion_tokens")
+
+    def behave(prompt, nth, body):
+        for name in refused:
+            if name in body:
+                message = f"Unsupported parameter: '{name}' is not supported with this model."
+                return error(400, "unsupported_parameter", message if how == "message" else "no",
+                             param=name if how == "param" else None)  # fmt: skip
+        return completion("ROUTE_TO_INFERIOR")
+
+    server = serve(behave)
+    assert label() == 0 and each_once(prompts) and not failures()
+    assert len(server.bodies) == 60 + len(refused), "each is refused once in the run, never once a row"
+    said = capsys.readouterr().out
+    assert all(said.count(f"refuses '{name}'") == 1 for name in refused)
+    assert server.bodies[-1]["max_tokens"] == 256 and "top_logprobs" not in server.bodies[-1]
+
+
+def test_fifty_failures_in_a_row_stop_the_run(serve, capsys):
+    write_prompts(300)
+    server = serve(lambda *_: completion("no"))
+    assert label("--max_in_flight", "4") == 1
+    assert 50 <= len(server.bodies) <= 54 and "50 failures in a row" in capsys.readouterr().err
+
+
+# --- faults: the process and the disk ---
+
+
+def start(*more: str, limit_file_size: int | None = None) -> subprocess.Popen:
+    def limit() -> None:
+        if limit_file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_size, limit_file_size))
+
+    command = [sys.executable, str(SCRIPT), *arguments(*more)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+
+
+def wait_for_rows(count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not Path("out.jsonl").exists() or Path("out.jsonl").read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_wait_for_what_is_in_flight(serve, name):
+    prompts = write_prompts(300)
+    server = serve(delay=0.1)
+    process = start("--max_in_flight", "8")
+    wait_for_rows(16, process)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=30)
+    assert (
+        process.returncode == 128 + getattr(signal, name) and "Traceback" not in err and f"interrupted by {name}" in err
+    )
+    asked = sum(server.asked.values())
+    assert len(rows()) == asked < 300, "every answer that was asked for is on disk"
+    assert f"{asked} labelled" in out.splitlines()[-1] and not failures()
+    assert label() == 0 and each_once(prompts) and set(server.asked.values()) == {1}
+
+
+def test_a_second_signal_does_not_wait(serve):
+    write_prompts(20)
+    serve(lambda *_: Answer(completion().body, delay=0 if len(rows()) < 3 else 60))
+    process = start("--max_in_flight", "4")
+    wait_for_rows(3, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
+
+
+def test_kill_at_twenty_random_moments(serve):
+    """A kill loses at most what is in flight or being written; nothing is ever there twice."""
+    prompts = write_prompts(1500)
+    server = serve(delay=0.03)
+    chance = random.Random(0)
+    in_flight = 8
+    for _ in range(20):
+        process = start("--max_in_flight", str(in_flight))
+        wait_for_rows(len(rows_of_torn_file()) + 1, process)
+        time.sleep(chance.uniform(0, 0.15))
+        process.kill()
+        process.wait()
+        texts = [row["prompt"] for row in rows_of_torn_file()]
+        assert len(texts) == len(set(texts))
+    before = len(rows_of_torn_file())
+    assert 20 <= before < 1500
+    assert label() == 0 and each_once(prompts) and not failures()
+    paid_twice = sum(server.asked.values()) - len(prompts)
+    assert paid_twice <= 20 * in_flight
+
+
+def rows_of_torn_file() -> list[dict]:
+    """The whole lines of a file that may end in half a line."""
+    data = Path("out.jsonl").read_bytes() if Path("out.jsonl").exists() else b""
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
+def test_a_full_disk_stops_the_run_with_whole_rows(serve):
+    prompts = write_prompts(400)
+    server = serve()
+    process = start("--max_in_flight", "4", limit_file_size=50_000)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in err and "cannot write out.jsonl" in err
+    assert 49_000 < Path("out.jsonl").stat().st_size <= 50_000
+    assert sum(server.asked.values()) - len(rows()) <= 4, "what was in flight, at most"
+    assert label() == 0 and each_once(prompts)
+
+
+def test_a_second_run_on_the_same_file_refuses(serve):
+    write_prompts(200)
+    server = serve(delay=0.05)
+    process = start("--max_in_flight", "2")
+    wait_for_rows(1, process)
+    asked = sum(server.asked.values())
+    with pytest.raises(InputError, match="another run is writing to out.jsonl"):
+        label()
+    assert sum(server.asked.values()) - asked < 10
+    process.terminate()
+    process.wait()
+    assert label("--limit", "50", "--max_in_flight", "50") == 0, "the lock went with the process"
