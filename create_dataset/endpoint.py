@@ -147,7 +147,7 @@ class Endpoint:
             if error.status_code == 404 and error.code != "model_not_found":
                 return  # a compatible endpoint without this route
             if error.status_code in (401, 403, 404):
-                raise StopRun(self._refusal(error, model)) from error
+                raise StopRun(self.refusal(error, model)) from error
             return  # the first request will tell
         except (ValueError, openai.OpenAIError):
             return
@@ -226,9 +226,9 @@ class Endpoint:
 
     def _judge(self, error, body: dict) -> Exception:
         """What a refusal by HTTP status means: stop, try again, leave out a parameter, or give up this request."""
-        status, code, message = error.status_code, str(error.code or ""), self._message(error)
+        status, code, message = error.status_code, str(error.code or ""), self.message(error)
         if status in (401, 402, 403, 404):
-            return StopRun(self._refusal(error, body["model"]))
+            return StopRun(self.refusal(error, body["model"]))
         if status == 429:
             if code in QUOTA_CODES or error.type in QUOTA_CODES:
                 return StopRun("the quota of this key is used up; add credit, then resume")
@@ -243,7 +243,7 @@ class Endpoint:
             return NoAnswer("stopped by the content filter")
         parameter = self._refused_parameter(error, body)
         if parameter:
-            self._drop(body["model"], parameter)
+            self.drop(body["model"], parameter)
             return _ParameterRefused(parameter)
         return NoAnswer(f"HTTP {status}: {message[:200]}")
 
@@ -259,7 +259,8 @@ class Endpoint:
         # without a `param`, or with one such as "extra_forbidden": the first of ours that the message quotes
         return next((p for p in candidates if re.search(rf"(?<![\w]){p}(?![\w])", str(error.message))), None)
 
-    def _drop(self, model: str, parameter: str) -> None:
+    def drop(self, model: str, parameter: str) -> None:
+        """Leave out a parameter that a model refused from now on, and say so once."""
         dropped = self.dropped.setdefault(model, set())
         if parameter not in dropped:
             dropped.add(parameter)
@@ -280,16 +281,18 @@ class Endpoint:
             body.pop("top_logprobs", None)
         return body
 
-    def _refusal(self, error, model: str) -> str:
+    def refusal(self, error, model: str) -> str:
+        """What a 401 to 404 means and what to do, in one line."""
         if error.status_code == 401:
             return f"the endpoint {self.client.base_url} refuses the key; check OPENAI_API_KEY"
         if error.status_code == 402:
             return "the credit of this key is used up; add some, then resume"
         if error.status_code == 403:
-            return f"this key may not use {model} ({self._message(error)[:200]})"
+            return f"this key may not use {model} ({self.message(error)[:200]})"
         return f"no model {model} at {self.client.base_url}, or it is retired; choose another with --model"
 
-    def _message(self, error) -> str:
+    def message(self, error) -> str:
+        """The endpoint's own message on one line, without the key."""
         body = error.body if isinstance(error.body, dict) else {}
         message = " ".join(str(body.get("message") or error.message or "").split())
         return message.replace(self.client.api_key or "\0", "***")

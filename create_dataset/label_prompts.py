@@ -8,6 +8,7 @@ command it prints at the start; prompts labelled already are not asked again, fa
 
 Example:
     python3 create_dataset/label_prompts.py --limit 1000 --dry_run
+    python3 create_dataset/label_prompts.py --agreement
     python3 create_dataset/label_prompts.py --limit 1000 --max_usd 2
 """
 
@@ -16,15 +17,18 @@ import asyncio
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from create_dataset.agreement import agreement_report, question_records, unseen_questions
+from create_dataset.batch_labelling import BatchJob
 from create_dataset.endpoint import Endpoint, NoAnswer, Run, StopRun, model_name
 from create_dataset.labeller import ask_label, decide
-from create_dataset.output_file import OutputFile, now, timestamp
-from create_dataset.pricing import Budget, Price, find_price, prices_date, token_counter
+from create_dataset.output_file import OutputFile, now, row_key, timestamp
+from create_dataset.pricing import BATCH_DISCOUNT, Budget, Price, find_price, prices_date, token_counter
 from create_dataset.prompt_sources import DrawnPrompts, Filters, Prompt, read_records
 from router_data import InputError, LabelledQuestion, prompt_id, prompt_key, read_rows, run_script
 
@@ -63,6 +67,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_usd", type=float, help="stop before the output file has cost more, US dollars (default: no bound)")
     add("--price_per_million_input", type=float, help="US dollars (default: from create_dataset/prices.json)")
     add("--price_per_million_output", type=float, help="US dollars (default: from create_dataset/prices.json)")
+    add = parser.add_argument_group("other ways to run").add_argument
+    add("--agreement", action="store_true", help="label the MT-Bench questions that the labelling prompt does not "
+        "show, and report how far the model agrees with people")  # fmt: skip
+    add("--batch", choices=["submit", "status", "collect"], help="use OpenAI's Batch API: half the price, answers "
+        "within a day; the later steps need --output_file, as the first one prints")  # fmt: skip
     add = parser.add_argument_group("where to").add_argument
     add("--output_dir", type=Path, default=DATA, help="folder of the new file (default: ./%(default)s)")
     add("--output_file", type=Path, help="write to this file instead; where it exists, the run is resumed")
@@ -72,6 +81,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} must be positive")
     if args.limit < 0:
         parser.error("--limit must not be negative")
+    if args.batch in ("status", "collect") and not args.output_file:
+        parser.error(f"--batch {args.batch} needs --output_file, as --batch submit printed it")
+    if args.batch and args.agreement:
+        parser.error("--agreement answers at once; it takes no --batch")
     return args
 
 
@@ -123,12 +136,21 @@ def draw(args: argparse.Namespace) -> DrawnPrompts:
     return drawn
 
 
+def draw_questions(args: argparse.Namespace) -> DrawnPrompts:
+    """The MT-Bench questions that the labelling prompt doesn't show."""
+    records = question_records(unseen_questions(args.questions_file))
+    folder = (args.output_file or args.output_dir / "x").parent
+    return DrawnPrompts(Filters().prompts(records), args.limit, args.seed, folder)
+
+
 def estimate(prompts: DrawnPrompts, labelling_prompt: str, model: str, price: Price | None, args) -> str:
     """What labelling these prompts takes: rows, tokens, money and time, on one line."""
     count, how = token_counter(model)
     per_request = count(labelling_prompt) + ANSWER_TOKENS * 2  # the prompt, its frame and the answer's schema
     input_tokens = per_request * len(prompts) + sum(count(prompt.text) for prompt in prompts)
     output_tokens = ANSWER_TOKENS * args.votes * len(prompts)
+    if args.batch and price:
+        price = price * BATCH_DISCOUNT
     minutes = max(
         len(prompts) * SECONDS_PER_ANSWER / args.max_in_flight / 60,
         len(prompts) / (args.requests_per_minute or float("inf")),
@@ -150,13 +172,19 @@ def resuming_command(argv: list[str], output_file: Path) -> str:
 
 
 async def label_all(
-    prompts: DrawnPrompts, labelling_prompt: str, model: str, budget: Budget, output: OutputFile, args
+    prompts: Sequence[Prompt] | DrawnPrompts,
+    labelling_prompt: str,
+    model: str,
+    budget: Budget,
+    output: OutputFile,
+    args,
+    endpoint=None,
 ) -> tuple[int, int, Run]:
     """Label the prompts, each written as soon as its answer is there; returns labelled, failed and how it ended."""
     from tqdm import tqdm
 
     bar = tqdm(total=len(prompts), desc="labelling", unit=" prompts", disable=None)
-    endpoint = Endpoint(args.requests_per_minute, args.tokens_per_minute, args.timeout, say=bar.write)
+    endpoint = endpoint or Endpoint(args.requests_per_minute, args.tokens_per_minute, args.timeout, say=bar.write)
     run = Run(endpoint, args.max_in_flight)
     labelled = failed = 0
 
@@ -196,6 +224,49 @@ async def label_all(
     return labelled, failed, run
 
 
+def submit_batches(
+    drawn: DrawnPrompts, labelling_prompt: str, model: str, price: Price | None, output: OutputFile, args
+) -> int:
+    """Hand the prompts to the Batch API; the first is asked directly, which shows what the model refuses."""
+    endpoint = Endpoint(timeout=args.timeout)
+    job = BatchJob(output, endpoint, model, labelling_prompt)
+    drawn.leave_out(job.waiting_keys())
+    spent = price.cost(output.input_tokens, output.output_tokens) if price else 0.0
+    budget = Budget(price, args.max_usd, output.input_tokens, output.output_tokens)
+    if drawn and not job.shards:
+        first = [next(iter(drawn))]
+        *_, run = asyncio.run(label_all(first, labelling_prompt, model, budget, output, args, endpoint))
+        if run.reason:
+            raise InputError(run.reason)
+        drawn.leave_out({row_key(first[0].text)})
+        spent = budget.spent_usd
+    left = None if args.max_usd is None else args.max_usd - spent
+    half = price * BATCH_DISCOUNT if price else None
+    count = job.add_shards(drawn, args.max_output_tokens, args.votes, half, left)
+    job.submit()
+    print(f"{count:,} prompts handed over; see how far they are, then fetch the labels:")
+    shared = f"--labelling_prompt {args.labelling_prompt} --model {model} --output_file {output.path}"
+    for step in ("status", "collect"):
+        print(f"  python3 create_dataset/label_prompts.py --batch {step} {shared}")
+    return 0
+
+
+def finish_batches(path: Path, model: str, labelling_prompt: str, step: str) -> int:
+    """Show how far the batches are, or write the labels of those that have ended."""
+    if not path.with_suffix(".batch").exists():
+        raise InputError(f"no batches were submitted for {path}; start with --batch submit")
+    with OutputFile(path, f"openai_{model}", prompt_id(labelling_prompt)) as output:
+        job = BatchJob(output, Endpoint(), model, labelling_prompt)
+        if step == "status":
+            print("something is ready: use --batch collect" if job.report() else "nothing new is ready")
+            return 0
+        labelled, failed = job.collect()
+        job.submit()
+        waiting = sum(shard["count"] for shard in job.shards if not shard["collected"])
+    print(f"{labelled:,} labelled, {failed:,} failed, {waiting:,} still with the Batch API; {path}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     from dotenv import load_dotenv
 
@@ -210,12 +281,16 @@ def main(argv: list[str] | None = None) -> int:
     if not args.dry_run and not os.environ.get("OPENAI_API_KEY"):
         Endpoint()  # says what is missing before anything slow
 
+    kind = "agreement" if args.agreement else "router_dataset_labelled"
+    name = f"{kind}-openai_{model.replace('/', '-')}-{timestamp()}.jsonl"
+    path = args.output_file or args.output_dir / name
+    if args.batch in ("status", "collect"):
+        return finish_batches(path, model, labelling_prompt, args.batch)
+
     # 2. The prompts: read, filter, draw.
-    drawn = draw(args)
+    drawn = draw_questions(args) if args.agreement else draw(args)
 
     # 3. What it will cost.
-    name = f"router_dataset_labelled-openai_{model.replace('/', '-')}-{timestamp()}.jsonl"
-    path = args.output_file or args.output_dir / name
     if args.dry_run:
         print(estimate(drawn, labelling_prompt, model, price, args))
         return 0
@@ -230,6 +305,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"to resume: {resuming_command(sys.argv[1:] if argv is None else argv, path)}")
 
         # 4. Label them.
+        if args.batch:
+            return submit_batches(drawn, labelling_prompt, model, price, output, args)
         budget = Budget(price, args.max_usd, output.input_tokens, output.output_tokens)
         before = budget.input_tokens, budget.output_tokens, budget.spent_usd
         labelled, failed, run = asyncio.run(label_all(drawn, labelling_prompt, model, budget, output, args))
@@ -243,6 +320,8 @@ def main(argv: list[str] | None = None) -> int:
     skipped, left = all_drawn - len(drawn), len(drawn) - labelled - failed
     counts = f"{labelled:,} labelled, {skipped:,} skipped (labelled before), {failed:,} failed, {left:,} left"
     print(f"{counts}; {used}{money}{lost}; {path}")
+    if args.agreement:
+        print(agreement_report(read_rows(path), unseen_questions(args.questions_file)))
     return run.exit_code
 
 

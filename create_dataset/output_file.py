@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from create_dataset.pricing import BATCH_DISCOUNT
 from router_data import InputError, encode_row, prompt_id, prompt_key
 
 
@@ -27,7 +28,8 @@ class OutputFile:
 
     Attributes:
         done: the keys (`row_key`) of the rows already there.
-        input_tokens, output_tokens: what the rows and failures already there used.
+        failed_in_batch: the keys of failures of the Batch API, each with its batch.
+        input_tokens, output_tokens: what the rows and failures already there used (batches at their discount).
     """
 
     def __init__(self, path: str | Path, labelled_by: str, labelling_prompt: str) -> None:
@@ -35,6 +37,7 @@ class OutputFile:
         self.failures_path = self.path.with_name(f"failures-{self.path.name}")
         self.marks = {"labelled_by": labelled_by, "labelling_prompt": labelling_prompt}
         self.done: set[str] = set()
+        self.failed_in_batch: set[tuple[str, str]] = set()
         self.foreign_rows = self.input_tokens = self.output_tokens = 0
 
     def __enter__(self) -> "OutputFile":
@@ -56,6 +59,8 @@ class OutputFile:
                     self.foreign_rows += 1
             for row in self._read_back(self.failures_path):
                 self._count_tokens(row)
+                if row.get("batch"):
+                    self.failed_in_batch.add((row_key(row["prompt"]), row["batch"]))
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         return self
@@ -68,8 +73,9 @@ class OutputFile:
         self._lock.release()
 
     def _count_tokens(self, row: dict) -> None:
-        self.input_tokens += row.get("input_tokens") or 0
-        self.output_tokens += row.get("output_tokens") or 0
+        share = BATCH_DISCOUNT if row.get("batch") else 1
+        self.input_tokens += share * (row.get("input_tokens") or 0)
+        self.output_tokens += share * (row.get("output_tokens") or 0)
 
     def _read_back(self, path: Path) -> Iterator[dict]:
         """The rows of an earlier run; a torn last line is cut off first."""

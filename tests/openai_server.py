@@ -142,7 +142,7 @@ class OpenAIServer:
         if path.startswith("/files?") or path == "/files":
             return fault or Answer({"object": "list", "data": [dict(f, content=None) for f in self.files.values()]})
         if path.endswith("/content"):
-            return fault or Answer(self.files[path.split("/")[2]]["content"])
+            return fault or Answer(self.files[path.split("/")[2]]["content"].encode())
         if path == "/batches" and method == "POST":
             order = json.loads(payload)
             batch = {

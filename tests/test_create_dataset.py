@@ -626,3 +626,310 @@ def test_a_second_run_on_the_same_file_refuses(serve):
     process.terminate()
     process.wait()
     assert label("--limit", "50", "--max_in_flight", "50") == 0, "the lock went with the process"
+
+
+# --- better labels ---
+
+
+def logprobs(*tokens: tuple[str, dict[str, float]]) -> dict:
+    """Log probabilities as the endpoint sends them, from tokens with their probable alternatives."""
+    return {
+        "content": [
+            {
+                "token": t,
+                "logprob": -0.1,
+                "top_logprobs": [{"token": o, "logprob": math.log(p)} for o, p in options.items()],
+            }
+            for t, options in tokens
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mass"),
+    [
+        ([('{"label": "', {}), ("ROUTE", {}), ("_TO", {}), ("_INF", {"_INF": 0.6, "_SUP": 0.3, "_X": 0.1})], 1 / 3),
+        ([("ROUTE_TO_", {}), ("S", {"S": 0.5, "SUPER": 0.3, "I": 0.2, "IN": 0.0001}), ("UPERIOR", {})], 0.8 / 1.0001),
+        ([("ROUTE_TO_INFERIOR", {"ROUTE_TO_INFERIOR": 0.9, "ROUTE_TO_SUPERIOR": 0.05, "ROUTE": 0.05})], 0.05 / 0.95),
+        ([("ROUTE", {"ROUTE": 1.0}), ("_TO_", {"_TO_": 1.0})], None),
+        ([("no label", {"no label": 1.0})], None),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_the_mass_of_the_two_labels(tokens, mass):
+    found = labeller.superior_mass(endpoint.Choice("", logprobs=logprobs(*tokens)["content"]))
+    assert found == (None if mass is None else pytest.approx(mass, rel=1e-6))
+
+
+def test_log_probabilities_become_the_soft_label(serve):
+    write_prompts(3)
+    tokens = lambda sup: logprobs(("ROUTE_TO_", {}), ("X", {"SUP": sup, "INF": 1 - sup}))  # noqa: E731
+    server = serve(
+        lambda p, *_: {
+            "0": completion(SUPERIOR_ANSWER, logprobs=tokens(0.8)),
+            "1": completion(INFERIOR_ANSWER, logprobs=tokens(0.25)),
+            "2": completion(INFERIOR_ANSWER, logprobs=tokens(0.9)),  # drawn against the odds
+        }[p[-1]]
+    )
+    assert label() == 0
+    by_prompt = {row["prompt"][-1]: (row["label"][9:], row["superior_probability"]) for row in rows()}
+    assert by_prompt == {"0": ("SUPERIOR", 0.8), "1": ("INFERIOR", 0.25), "2": ("INFERIOR", None)}
+    assert server.bodies[0]["logprobs"] is True
+
+
+@pytest.mark.parametrize("knows_n", [True, False])
+def test_votes_become_shares(serve, knows_n):
+    prompts = write_prompts(4)
+    wishes = {p: [SUPERIOR_ANSWER] * i + ["what?"] * (i == 1) + [INFERIOR_ANSWER] * 5 for i, p in enumerate(prompts)}
+
+    def behave(prompt, nth, body):
+        many = body.get("n", 1) if knows_n else 1
+        if not knows_n and "n" in body:
+            return error(400, message="unknown field: n")
+        answer = completion(n=many)
+        texts = [wishes[prompt].pop(0) for _ in range(many)]
+        answer.body["choices"] = [completion(text).body["choices"][0] for text in texts]
+        return answer
+
+    server = serve(behave)
+    assert label("--votes", "5") == 0
+    shares = {row["prompt"]: (row["superior_probability"], row["label"][9:], row["votes"]) for row in rows()}
+    expected = [(0.0, "INFERIOR", 5), (0.25, "INFERIOR", 4), (0.4, "INFERIOR", 5), (0.6, "SUPERIOR", 5)]
+    assert shares == dict(zip(prompts, expected, strict=True))
+    assert server.bodies[-1]["temperature"] == 1
+    assert sum(server.asked.values()) == (4 if knows_n else 4 * 5 + 1)
+
+
+def test_votes_without_a_majority_of_labels_fail(serve):
+    write_prompts(1)
+    serve(lambda p, nth, _: completion([SUPERIOR_ANSWER, "?", "?"][nth - 1]))
+    assert label("--votes", "3") == 0 and not rows() and "outside the two labels" in failures()[0]["reason"]
+
+
+def question(number: int, wins: tuple[int, int, int], shown: bool = False) -> dict:
+    superior, inferior, ties = wins
+    ratio = (inferior + ties / 2) / sum(wins)
+    return {
+        "prompt": f"mt question {number}", "label": "ROUTE_TO_SUPERIOR" if ratio < 0.3 else "ROUTE_TO_INFERIOR",
+        "question_id": number, "category": "c", "turns": [f"mt question {number}", "more"], "superior_wins": superior,
+        "inferior_wins": inferior, "ties": ties, "inferior_ratio": ratio, "inferior_ratio_low": 0.0,
+        "inferior_ratio_high": 1.0, "difficulty_rank": 1, "in_labelling_prompt": shown,
+    }  # fmt: skip
+
+
+def test_agreement_with_people_ties_apart(serve, capsys):
+    # superior wins, inferior wins, ties; the model calls odd questions SUPERIOR
+    votes = {1: (9, 1, 0), 2: (8, 2, 0), 3: (4, 4, 2), 4: (1, 5, 4), 5: (9, 0, 1), 6: (9, 1, 0)}
+    lines = [json.dumps(question(n, wins, shown=n == 6)) for n, wins in votes.items()]
+    Path("questions.jsonl").write_text("\n".join(lines) + "\n")
+    server = serve(lambda p, *_: completion(SUPERIOR_ANSWER if int(p[-1]) % 2 else INFERIOR_ANSWER))
+    assert label("--agreement", "--questions_file", "questions.jsonl") == 0
+    said = capsys.readouterr().out
+    assert "mt question 6" not in server.asked and len(server.asked) == 5
+    assert "agreement on 5 of 5" in said
+    # majority: 1 S, 2 S, 4 I, 5 S -> hits 1, 4, 5; stage 1: 1 S, 2 S, 3 I, 4 I, 5 S -> hits 1, 4, 5
+    assert re.search(r"human majority +3 of 4, 75% \[30%, 95%\]; always ROUTE_TO_SUPERIOR would reach 75%", said)
+    assert re.search(r"stage 1's label +3 of 5, 60% \[23%, 88%\]; always ROUTE_TO_SUPERIOR would reach 60%", said)
+    assert "apart: 1 questions with as many wins on both sides, 1 labelled ROUTE_TO_SUPERIOR" in said
+
+
+def test_questions_are_never_labelled_as_training_rows(serve):
+    Path("prompts.jsonl").write_text('{"prompt": "MT question  1"}\n{"prompt": "more"}\n{"prompt": "other"}\n')
+    Path("questions.jsonl").write_text(json.dumps(question(1, (9, 1, 0))) + "\n")
+    serve()
+    assert label("--questions_file", "questions.jsonl") == 0 and [r["prompt"] for r in rows()] == ["other"]
+
+
+# --- money ---
+
+PRICED = ("--price_per_million_input", "1000", "--price_per_million_output", "10000")
+
+
+def test_the_bound_is_never_passed_even_if_every_answer_is_the_longest(serve, capsys):
+    prompts = write_prompts(200)
+
+    def longest(prompt, nth, body):
+        answer = completion()
+        text = json.dumps(body, ensure_ascii=False)
+        answer.body["usage"] = {"prompt_tokens": len(text.encode()), "completion_tokens": 50}
+        return answer
+
+    server = serve(longest, delay=0.01)
+    assert label("--max_usd", "30", "--max_output_tokens", "50", *PRICED) == 0
+    told = capsys.readouterr()
+    spent = sum(row["input_tokens"] / 1000 + row["output_tokens"] / 100 for row in rows())
+    worst = max(row["input_tokens"] / 1000 + 0.5 for row in rows()) + pricing.MESSAGE_TOKENS / 1000
+    assert 30 - worst < spent <= 30, "as near as the worst case of one more request allows"
+    assert len(rows()) == len(server.bodies) and "could pass --max_usd" in told.err and f"${spent:.4f}" in told.out
+    assert label("--max_usd", "30", "--max_output_tokens", "50", *PRICED) == 0
+    assert len(server.bodies) == len(rows()), "the bound counts what the file has cost before"
+    assert label("--max_output_tokens", "50", *PRICED) == 0 and each_once(prompts)
+
+
+def test_answers_that_were_lost_may_have_been_charged(serve, capsys):
+    write_prompts(40)
+    serve(lambda p, nth, _: Answer(completion().body, cut=30) if nth == 1 else completion())
+    assert label("--max_usd", "20", "--max_in_flight", "1", "--max_output_tokens", "10", *PRICED) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    lost, total = (float(re.search(p, said)[1]) for p in (r"\(\$([\d.]+) of it for answers", r", \$([\d.]+) \("))
+    assert 0 < len(rows()) < 40 and lost > 10 and total <= 20
+
+
+def test_what_the_endpoint_reports_is_what_the_last_line_says(serve, capsys):
+    write_prompts(10)
+    serve()
+    assert label(*PRICED) == 0
+    assert "1,000 input and 100 output tokens, $2.0000; out.jsonl" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_prices_come_from_the_file_or_the_flags():
+    assert (
+        pricing.find_price("gpt-4o-mini-2024-07-18")
+        == pricing.find_price("openai/gpt-4o-mini")
+        == pricing.Price(0.15, 0.6)
+    )
+    assert pricing.find_price("llama") is None and pricing.find_price("llama", 1, 2) == pricing.Price(1, 2)
+    assert pricing.find_price("gpt-4o-mini", price_in=9).input == 9
+    with pytest.raises(InputError, match="both"):
+        pricing.find_price("llama", 1)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", pricing.prices_date())
+
+
+def test_a_bound_without_a_price_is_refused():
+    write_prompts(2)
+    with pytest.raises(InputError, match="--price_per_million_input"):
+        label("--max_usd", "3")
+
+
+def test_requests_a_minute_are_held(serve):
+    write_prompts(40)
+    server = serve()
+    assert label("--limit", "20", "--requests_per_minute", "600", "--max_in_flight", "100") == 0
+    started = time.monotonic()
+    assert label("--requests_per_minute", "60", "--max_in_flight", "100", "--limit", "36") == 0
+    assert time.monotonic() - started >= 1, "15 at once, the 16th a second later"
+    assert len(server.bodies) == 36
+
+
+# --- the Batch API ---
+
+
+def batch(step: str, *more: str) -> int:
+    return label("--batch", step, *more)
+
+
+def test_batches_from_submit_to_collect(serve, capsys):
+    prompts = write_prompts(30)
+    server = serve(lambda p, *_: completion(SUPERIOR_ANSWER if p.endswith("7") else INFERIOR_ANSWER))
+    assert batch("submit", *PRICED) == 0
+    said = capsys.readouterr().out
+    assert "--batch collect" in said and len(server.batches) == 1
+    assert len(server.bodies) == 1 == len(rows()), "one prompt is asked directly"
+    assert batch("collect") == 0 and len(rows()) == 1, "nothing is ready"
+    server.finish_batches()
+    assert batch("status") == 0 and "something is ready" in capsys.readouterr().out
+    assert batch("collect") == 0
+    assert each_once(prompts) and {r["prompt"] for r in rows() if "SUP" in r["label"]} == {
+        p for p in prompts if p[-1] == "7"
+    }
+    before = Path("out.jsonl").read_bytes()
+    assert batch("collect") == 0 and Path("out.jsonl").read_bytes() == before
+    assert batch("submit") == 0 and len(server.batches) == 1, "nothing is left to submit"
+    assert set(server.asked.values()) == {1}
+    list(read_rows("out.jsonl", LabelledPrompt))
+
+
+def test_shards_keep_within_the_limits(serve, monkeypatch):
+    prompts = write_prompts(30)
+    monkeypatch.setattr("create_dataset.batch_labelling.SHARD_REQUESTS", 8)
+    server = serve()
+    assert batch("submit") == 0
+    assert [len(f["content"].splitlines()) for f in server.files.values()] == [8, 8, 8, 5]
+    server.finish_batches()
+    assert batch("collect") == 0 and each_once(prompts)
+
+
+@pytest.mark.parametrize("lost", ["POST /batches", "POST /files"])
+def test_a_crash_between_submit_and_record(serve, lost):
+    """The batch (or file) exists at the endpoint, but its id never arrived."""
+    prompts = write_prompts(10)
+    server = serve()
+    server.batch_fault = lambda path: Answer({}, cut=0) if path == lost else None
+    with pytest.raises(InputError, match="repeat the command"):
+        batch("submit")
+    server.batch_fault = lambda path: None
+    assert batch("submit") == 0
+    assert len(server.batches) == 1, "the batch was found again, not made twice"
+    server.finish_batches()
+    assert batch("collect") == 0 and each_once(prompts) and set(server.asked.values()) == {1}
+
+
+def test_partial_failures_of_a_batch_are_tried_again(serve):
+    prompts = write_prompts(12)
+
+    def behave(prompt, nth, body):
+        if prompt == prompts[3] and nth < 3:
+            return error(500)
+        if prompt == prompts[4]:
+            return error(503)
+        if prompt == prompts[5]:
+            return completion("hm")
+        return completion()
+
+    server = serve(behave)
+    assert batch("submit") == 0
+    for _ in range(4):
+        server.finish_batches()
+        assert batch("collect") == 0
+    assert each_once([p for p in prompts if p not in prompts[4:6]])
+    assert {f["prompt"]: f["reason"][:10] for f in failures()} == {prompts[5]: "answer out", prompts[4]: "HTTP 503: "}
+    assert len(failures()) == 2 and server.asked[prompts[5]] == 1 and server.asked[prompts[4]] == 3
+
+
+def test_an_expired_batch_is_tried_again(serve):
+    prompts = write_prompts(6)
+    server = serve()
+    assert batch("submit") == 0
+    next(iter(server.batches.values()))["status"] = "expired"
+    assert batch("collect") == 0 and len(server.batches) == 2
+    server.finish_batches()
+    assert batch("collect") == 0 and each_once(prompts)
+
+
+def test_collect_that_crashes_half_way_adds_nothing_twice(serve, monkeypatch):
+    prompts = write_prompts(12)
+    server = serve(lambda p, *_: completion("hm") if p == prompts[5] else completion())
+    assert batch("submit") == 0
+    server.finish_batches()
+    append, written = output_file.OutputFile.append, []
+
+    def crash(self, row):
+        written.append(row)
+        if len(written) == 9:
+            raise KeyboardInterrupt
+        append(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output_file.OutputFile, "append", crash)
+        with pytest.raises(KeyboardInterrupt):
+            batch("collect")
+    assert batch("collect") == 0 and batch("collect") == 0
+    assert each_once([p for p in prompts if p != prompts[5]]) and len(failures()) == 1
+
+
+def test_parameters_a_model_refuses_stay_out_of_its_batches(serve):
+    write_prompts(5)
+    server = serve(lambda p, nth, body: error(400, param="temperature") if "temperature" in body else completion())
+    assert batch("submit") == 0
+    assert "temperature" not in next(iter(server.files.values()))["content"]
+
+
+def test_a_batch_keeps_to_the_money(serve, capsys):
+    write_prompts(50)
+    server = serve()
+    assert batch("submit", "--max_usd", "20", "--max_output_tokens", "50", *PRICED) == 0
+    assert "the money allows" in capsys.readouterr().out
+    requests = next(iter(server.files.values()))["content"].splitlines()
+    worst = sum(len(json.dumps(json.loads(r)["body"], ensure_ascii=False)) / 2000 + 0.25 for r in requests)
+    assert 12 < worst <= 20 - 0.2 and len(requests) < 49
+    assert batch("submit", "--max_usd", "20", "--max_output_tokens", "50", *PRICED) == 0 and len(server.batches) == 1
