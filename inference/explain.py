@@ -121,18 +121,18 @@ class LabelledPrompts:
         try:
             run = json.loads((model_save_dir / "run.json").read_bytes())
             files += [Path(name) for name in run.get("train_files", [])]
-        except (OSError, ValueError, TypeError):
-            pass  # a bare folder has none
+        except (OSError, ValueError, AttributeError, TypeError):
+            pass  # a bare folder has none; this one is not ours
         rows: dict[str, str] = {}
         for file in files:
             try:
                 with open(file, encoding="utf-8") as lines:
                     for row in map(json.loads, filter(str.strip, lines)):
-                        if row["label"] in LABELS:
+                        if row.get("label") in LABELS:  # outcomes have none
                             rows.setdefault(row["prompt"], row["label"])
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, AttributeError) as error:
                 warnings.warn(f"{file} is not shown as labelled prompts: {type(error).__name__}", stacklevel=2)
         return cls(rows)
 

@@ -176,7 +176,7 @@ class Page:
         ids = self.router.encode([prompt])[0].ids[1:-1]
         if ids and ids.count(self._unknown_id) > len(ids) / 2:
             notes.append(
-                "Most of this text is unknown to the model (emoji, or a script it has not read), so the score says little."
+                "Most of this text is unknown to the model (emoji, or an unread script), so the score says little."
             )
         elif (known := self.labelled.known_share(prompt)) < FEW_KNOWN_WORDS:
             notes.append(

@@ -148,9 +148,7 @@ def build(page: Page):
         prompt.change(on_prompt, ask, answer, trigger_mode="always_last", **quiet)
         prompt.change(None, None, [words, near], js=f"() => [{json.dumps(hint)}, '']")  # at once: it is out of date
         gr.on([explain.click, prompt.submit], on_explain, ask, explained, api_name="explain")
-        examples.click(lambda row: row[0], examples, prompt, **quiet).then(
-            on_explain, ask, explained, api_visibility="private"
-        )
+        examples.click(lambda row: row[0], examples, prompt, **quiet).then(js=click("#explain", after=100))
         for button, said in ((right, True), (wrong, False)):
             button.click(
                 lambda *given, said=said: on_feedback(said, *given),
@@ -178,7 +176,7 @@ def build(page: Page):
             api_visibility="private",
         )
         download.click(lambda *given: str(page.write_scored(*given)), [scored, threshold], link, **quiet).then(
-            None, None, None, js="() => document.querySelector('#link').click()"
+            js=click("#link", after=0)
         )
     return blocks.queue(default_concurrency_limit=PEOPLE_AT_ONCE)
 
@@ -186,6 +184,11 @@ def build(page: Page):
 def announce(role: str) -> str:
     """Script that makes a component's changes known to screen readers."""
     return f"element.setAttribute('role', '{role}')"
+
+
+def click(selector: str, after: int) -> str:
+    """Script that presses a button some milliseconds later, when what the last event changed has been dealt with."""
+    return f"() => {{ setTimeout(() => document.querySelector('{selector}').click(), {after}) }}"
 
 
 def launch(page: Page, server_name: str, server_port: int | None, share: bool, auth: tuple[str, str] | None):
