@@ -7,9 +7,7 @@
 Neither gradio nor openai is imported here; torch and transformers only when the ONNX file can't serve.
 """
 
-import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,24 +26,7 @@ CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tok
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 
 Backend = Literal["onnx", "torch"]
-Forward = Callable[[list[list[int]]], np.ndarray]  # token ids of some prompts -> logits, shape (prompts, 2)
-
-
-class OnnxRecord(BaseModel):
-    """How the checkpoint's ONNX file was made, and how far its scores are from those of the fp32 model."""
-
-    model_config = ConfigDict(extra="allow")
-
-    scheme: str = Field(description="the precision")
-    reason: str | None = Field(default=None, description="why it is not int8 throughout")
-    rows: int = Field(description="validation rows compared")
-    mean_change: float = Field(description="mean |change| of the superior probability against fp32")
-    max_change: float = Field(description="the largest")
-    auroc_loss: float | None = Field(default=None, description="AUROC of fp32 minus its own; none with one class only")
-    export_error: float | None = Field(default=None, description="largest |change|, fp32 ONNX against PyTorch")
-    tried: list[dict] = Field(default=[], description="the same figures for each scheme tried")
-    weights: str = Field(default="", description="fingerprint of the weights it was made from")
-    file: str = Field(default="", description="fingerprint of the ONNX file")
+Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, mask (batch, tokens) -> logits (batch, 2)
 
 
 class RouterSettings(BaseModel):
@@ -62,7 +43,6 @@ class RouterSettings(BaseModel):
     threshold: float = Field(default=0.5, ge=0, le=1, description="superior from this probability on")
     thresholds: dict[str, float] = Field(default={}, description="thresholds that meet named targets")
     onnx_file: str | None = Field(default=None, description="the ONNX file that CPUs use")
-    onnx: OnnxRecord | None = Field(default=None, description="what that file is")
 
 
 @dataclass(frozen=True)
@@ -191,8 +171,8 @@ class Router:
         if backend is None:
             backend = "onnx" if settings.onnx_file and (folder / settings.onnx_file).exists() else "torch"
         pad_id = config.get("pad_token_id") or 0
-        forward = onnx_forward(path, config) if backend == "onnx" else _torch_forward(folder, config)
-        return cls(folder, settings, encoder, forward, backend)
+        forward = _onnx_forward(folder, settings) if backend == "onnx" else _torch_forward(folder)
+        return cls(folder, settings, encoder, lambda rows: forward(*_pad(rows, pad_id)), backend)
 
     def score(self, prompts: Sequence[str]) -> np.ndarray:
         """Calibrated probability that the superior model is needed, float64, shape (len(prompts),)."""
