@@ -78,9 +78,9 @@ class BudgetReached(Exception):
 
 @dataclass
 class Budget:
-    """Counts tokens and money; `reserve` before a request, `settle` after it.
+    """Counts the tokens and the money of one model; `reserve` before a request, `settle` after it.
 
-    The worst case of every request in flight is reserved, so `spent_usd` never passes `max_usd`. A request whose
+    The worst case of every request in flight is reserved, so what is spent never passes `max_usd`. A request whose
     answer was lost may have been charged: its reservation counts as spent (`unsure_usd`).
     """
 
@@ -90,7 +90,17 @@ class Budget:
     output_tokens: int = 0
     unsure_usd: float = 0.0
     reserved_usd: float = 0.0
+    purse: "list[Budget]" = field(default_factory=list, repr=False)  # all budgets that share the bound
     _settled: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    def __post_init__(self) -> None:
+        self.purse.append(self)
+
+    @classmethod
+    def sharing(cls, prices: dict[str, Price | None], max_usd: float | None) -> "dict[str, Budget]":
+        """A budget for each name; the bound is for all of them together."""
+        purse: list[Budget] = []
+        return {name: cls(price, max_usd, purse=purse) for name, price in prices.items()}
 
     @property
     def spent_usd(self) -> float:
@@ -104,8 +114,8 @@ class Budget:
             BudgetReached: it doesn't fit, even when nothing else is in flight.
         """
         cost = self.price.cost(most_input, most_output) if self.price else 0.0
-        while self.max_usd is not None and self.spent_usd + self.reserved_usd + cost > self.max_usd:
-            if self.reserved_usd <= 1e-12:
+        while self.max_usd is not None and sum(b.spent_usd + b.reserved_usd for b in self.purse) + cost > self.max_usd:
+            if sum(budget.reserved_usd for budget in self.purse) <= 1e-12:
                 raise BudgetReached
             self._settled.clear()
             await self._settled.wait()
@@ -118,4 +128,5 @@ class Budget:
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
         self.unsure_usd += reserved if lost else 0.0
-        self._settled.set()
+        for budget in self.purse:
+            budget._settled.set()

@@ -118,7 +118,7 @@ class OpenAIServer:
         if path == "/chat/completions":
             body = json.loads(payload)
             content = body["messages"][-1]["content"]
-            prompt = judged_prompt(body) if "prompt_to_judge" in content else content
+            prompt = judged_prompt(body) if content.startswith('{"prompt_to_judge"') else content
             self.asked[prompt] += 1
             self.bodies.append(body)
             self.times.append(time.monotonic())
