@@ -39,6 +39,7 @@ from router_model import RouterSettings, calibrated
 
 TRAIN_FILES = "final-datasets/router_dataset_labelled-*.jsonl"
 SAMPLE = "final-datasets/sample/router_dataset_sample.jsonl"
+MANY_ROWS = 10_000  # enough to train every layer
 QUESTIONS_FILE = "final-datasets/mt_bench_questions_labelled.jsonl"
 
 
@@ -64,12 +65,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--num_train_epochs", type=float, default=3, help="passes over the rows (default: 3)")
     add("--max_steps", type=int, default=-1, help="stop after this many steps (default: -1, all epochs)")
-    add("--learning_rate", type=float, default=1e-4, help="of the head (default: 1e-4)")
+    add("--learning_rate", type=float, default=2e-4, help="of the top layer (default: 2e-4)")
     add(
         "--layer_decay",
         type=float,
-        default=0.8,
-        help="each layer learns this much slower than the one above (default: 0.8)",
+        default=0.9,
+        help="each layer's learning rate is that of the one above times this (default: 0.9)",
+    )
+    add(
+        "--freeze_layers",
+        type=int,
+        help="the embeddings and this many of the lowest layers are not trained (default: half of the layers where "
+        "there are fewer than 10,000 rows, else 0)",
     )
     add("--weight_decay", type=float, default=0.01, help="(default: 0.01)")
     add("--dropout", type=float, default=0.0, help="in the encoder (default: 0, as PyTorch's dropout is slow on CPUs)")
@@ -126,6 +133,9 @@ def main(argv: list[str] | None = None) -> Path | None:
     train, validation, test = split_rows(kept, args.seed)
     data |= {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
 
+    if args.freeze_layers is None and len(train.rows) >= MANY_ROWS:
+        args.freeze_layers = 0
+
     # The heavy libraries are loaded only now, when a wrong flag or row has been named
     import torch
     import transformers
@@ -152,7 +162,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     runs, best = [], None
     for seed in range(args.seed, args.seed + args.num_seeds):
         transformers.set_seed(seed)
-        model, tokenizer = load_base(args.hf_model_name, args.dropout)
+        model, tokenizer = load_base(args.hf_model_name, args.dropout, args.freeze_layers)
         args.max_length = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
         trainer, log = fine_tune(model, tokenizer, train, validation, args, seed, folder)
         if not state.is_main_process:

