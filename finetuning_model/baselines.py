@@ -19,7 +19,7 @@ def baseline_scores(
     """Superior scores of every baseline on the test prompts.
 
     Args:
-        train_prompts: the router's training rows.
+        train_prompts: the router's training rows; without any, only what needs no training is scored.
         train_targets: their superior probabilities, shape (n,).
         test_prompts: what to score.
         embed: the frozen encoder; without it the two baselines on embeddings are left out.
@@ -33,14 +33,37 @@ def baseline_scores(
         "always inferior": np.zeros(n),
         "always superior": np.ones(n),
         "random": np.random.default_rng(seed).random(n),
-        "majority": np.full(n, float(np.mean(train_targets >= 0.5) >= 0.5)),
         "prompt length": np.array([len(prompt) for prompt in test_prompts], dtype=float),
-        "TF-IDF + logistic regression": _tfidf(train_prompts, train_targets, test_prompts),
     }
-    if embed is not None:
+    if len(train_prompts):
+        scores["majority"] = np.full(n, float(np.mean(train_targets >= 0.5) >= 0.5))
+        scores["TF-IDF + logistic regression"] = _tfidf(train_prompts, train_targets, test_prompts)
+    if len(train_prompts) and embed is not None:
         train, test = embed(train_prompts), embed(test_prompts)
         scores["embeddings + logistic regression"] = _logistic(train, train_targets, test)
         scores["embeddings + nearest neighbours"] = _neighbours(train, train_targets, test)
+    return scores
+
+
+def category_mean(train_categories: Sequence, train_targets: np.ndarray, test_categories: Sequence) -> np.ndarray:
+    """Mean grade of the training rows of the same category, shape (len(test_categories),); of all where it has none."""
+    sums: dict[object, list[float]] = {}
+    for category, target in zip(train_categories, train_targets, strict=True):
+        sums.setdefault(category, []).append(target)
+    overall = float(np.mean(train_targets))
+    return np.array([np.mean(sums[category]) if category in sums else overall for category in test_categories])
+
+
+def category_gap_of_other_half(categories: Sequence, gain: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Mean gain of the same category in the half of the rows that the row itself is not in, shape (n,).
+
+    It knows the test's own categories and gains, which no router does: what the category alone could give.
+    """
+    half = np.random.default_rng(seed).permutation(len(gain)) % 2
+    names = np.asarray(categories)
+    scores = np.empty(len(gain))
+    for part in (0, 1):
+        scores[half == part] = category_mean(names[half != part], gain[half != part], names[half == part])
     return scores
 
 
@@ -85,9 +108,11 @@ def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
     from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
 
+    logging.disable_progress_bar()
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_dir).backend_tokenizer, max_length)
     model = AutoModel.from_pretrained(model_dir).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

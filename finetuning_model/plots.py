@@ -14,7 +14,8 @@ from finetuning_model.routing_metrics import BINS, apgr, cpt, expected_calibrati
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#8C8C8C", "#222222"
-LINES = [(ORANGE, "--"), (GREEN, "-."), (PINK, (0, (5, 1))), (SKY, (0, (3, 1, 1, 1))), (RED, (0, (1, 1)))]
+DASHES = ["--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (2, 2))]
+LINES = list(zip((ORANGE, GREEN, PINK, SKY, RED, BLACK, GREY), DASHES, strict=True))
 WIDTH = 7.5  # inches
 DPI = 150
 
@@ -31,7 +32,7 @@ def cost_quality(
         prices: what 1,000 prompts cost with the superior and the inferior model; adds an axis in money.
         subject: what the prompts are, for the title.
     """
-    figure, axes = _axes(WIDTH, 5.6)
+    figure, axes = _axes(WIDTH, 6.6)
     one = np.ones((1, len(gain)))
     curves = {name: scores for name, scores in baselines.items() if name != "random" and np.ptp(scores) > 0}
     ranked = sorted(curves, key=lambda name: -apgr(gain)(curves[name], one)[0])
@@ -51,7 +52,7 @@ def cost_quality(
         money.set_xlabel("cost of 1,000 prompts")
     half = cpt(gain, 0.5)(router, one)[0]
     _title(axes, f"{subject}: half of the quality gap with {half:.0%} of the superior calls (random: 50%)")
-    axes.legend(title="area under the curve (APGR)", frameon=False, loc="lower right")
+    figure.legend(title="area under the curve (APGR)", frameon=False, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 
@@ -106,18 +107,18 @@ def score_histogram(
     figure, axes = _axes(WIDTH, 4.2)
     bins = np.linspace(0, 1, 31)
     found = []
-    for (name, member), color, hatch in zip(groups.items(), (ORANGE, BLUE, GREEN), ("", "//", ".."), strict=False):
+    for (name, member), color, dashes in zip(groups.items(), (ORANGE, BLUE, GREEN), ("-", "--", ":"), strict=False):
         if not member.any():
             continue
         share = np.mean(scores[member] >= threshold)
         found.append(f"{share:.0%} of “{name}”")
         weights = np.full(member.sum(), 100 / member.sum())
-        style = {"histtype": "stepfilled", "facecolor": color + "55", "edgecolor": color, "hatch": hatch, "lw": 1.4}
-        axes.hist(scores[member], bins, weights=weights, label=f"{name} (n = {member.sum():,})", **style)
-    axes.axvline(threshold, color=BLACK, lw=1.2, ls="--")
-    axes.set(xlim=(0, 1), xlabel="superior probability (dashed: the threshold)", ylabel="share of the group, %")
+        label = f"{name} (n = {member.sum():,})"
+        axes.hist(scores[member], bins, weights=weights, label=label, histtype="step", color=color, ls=dashes, lw=2)
+    axes.axvline(threshold, color=BLACK, lw=1)
+    axes.set(xlim=(0, 1), xlabel="superior probability (upright line: the threshold)", ylabel="share of the group, %")
     _title(axes, f"{subject}: the router sends {', '.join(found)} to the superior model")
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 

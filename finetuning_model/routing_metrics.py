@@ -44,12 +44,14 @@ def paired_difference(metric: Metric, scores: np.ndarray, baseline: np.ndarray, 
     return _interval(value, metric(scores, draws) - metric(baseline, draws))
 
 
-def compare(
-    metric: Metric, scores: dict[str, np.ndarray], draws: np.ndarray
-) -> dict[str, tuple[Estimate, Estimate | None]]:
-    """A metric of every scorer, and of how much the first one's exceeds it (paired bootstrap, None for the first)."""
+def compare(metric: Metric, scores: dict[str, np.ndarray], draws: np.ndarray) -> dict[str, dict]:
+    """A metric of several scorers on the same rows, and how far the first one's exceeds it (paired bootstrap).
+
+    Returns:
+        Scorer -> {"figure": Estimate, "difference": Estimate, or None for the first}.
+    """
     ones = np.ones((1, draws.shape[1]))
-    compared: dict[str, tuple[Estimate, Estimate | None]] = {}
+    compared: dict[str, dict] = {}
     first = None
     for name, values in scores.items():
         value, resampled = metric(values, ones)[0], metric(values, draws)
@@ -57,7 +59,7 @@ def compare(
             first, difference = (value, resampled), None
         else:
             difference = _interval(first[0] - value, first[1] - resampled)
-        compared[name] = (_interval(value, resampled), difference)
+        compared[name] = {"figure": _interval(value, resampled), "difference": difference}
     return compared
 
 
