@@ -223,7 +223,8 @@ def write_rows(path: str | Path, rows: Iterable[BaseModel | dict]) -> None:
 def run_script(main) -> None:
     """Run a script's `main()`; an InputError ends it with one line on stderr and exit status 1, without a traceback."""
     try:
-        sys.exit(main())
+        status = main()
+        sys.exit(status if isinstance(status, int) else 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
