@@ -7,7 +7,9 @@
 Neither gradio nor openai is imported here; torch and transformers only when the ONNX file can't serve.
 """
 
+import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,24 @@ CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tok
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 
 Backend = Literal["onnx", "torch"]
-Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, mask (batch, tokens) -> logits (batch, 2)
+Forward = Callable[[list[list[int]]], np.ndarray]  # token ids of some prompts -> logits, shape (prompts, 2)
+
+
+class OnnxRecord(BaseModel):
+    """How the checkpoint's ONNX file was made, and how far its scores are from those of the fp32 model."""
+
+    model_config = ConfigDict(extra="allow")
+
+    scheme: str = Field(description="the precision")
+    reason: str | None = Field(default=None, description="why it is not int8 throughout")
+    rows: int = Field(description="validation rows compared")
+    mean_change: float = Field(description="mean |change| of the superior probability against fp32")
+    max_change: float = Field(description="the largest")
+    auroc_loss: float | None = Field(default=None, description="AUROC of fp32 minus its own; none with one class only")
+    export_error: float | None = Field(default=None, description="largest |change|, fp32 ONNX against PyTorch")
+    tried: list[dict] = Field(default=[], description="the same figures for each scheme tried")
+    weights: str = Field(default="", description="fingerprint of the weights it was made from")
+    file: str = Field(default="", description="fingerprint of the ONNX file")
 
 
 class RouterSettings(BaseModel):
@@ -42,7 +61,8 @@ class RouterSettings(BaseModel):
     temperature: float = Field(default=1.0, gt=0, description="the logits are divided by it (temperature scaling)")
     threshold: float = Field(default=0.5, ge=0, le=1, description="superior from this probability on")
     thresholds: dict[str, float] = Field(default={}, description="thresholds that meet named targets")
-    onnx_file: str | None = Field(default=None, description="the ONNX file that CPUs use")
+    onnx_file: str | None = Field(default=None, pattern=r"^[\w.-]+$", description="the ONNX file that CPUs use")
+    onnx: OnnxRecord | None = Field(default=None, description="what that file is")
 
 
 @dataclass(frozen=True)
@@ -160,8 +180,8 @@ class Router:
             InputError: there is no checkpoint, it is not one of a router, or its tokenizer can't be had.
         """
         folder = Path(model_save_dir)
-        config = _read_config(folder)
-        settings = _read_settings(folder, config)
+        config = read_config(folder)
+        settings = read_settings(folder)
         if hf_model_name and settings.base_model and _short(hf_model_name) != _short(settings.base_model):
             warnings.warn(
                 f"{folder.name} was fine-tuned from {settings.base_model}, not {hf_model_name}; its own files are used",
@@ -169,10 +189,14 @@ class Router:
             )
         encoder = PromptEncoder(_load_tokenizer(folder, hf_model_name), settings.max_length)
         if backend is None:
-            backend = "onnx" if settings.onnx_file and (folder / settings.onnx_file).exists() else "torch"
+            backend = _backend_for(folder, settings)
+        elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
+            raise InputError(f"{fault}; make it: python3 inference/export_onnx.py --model_save_dir {folder}")
         pad_id = config.get("pad_token_id") or 0
-        forward = _onnx_forward(folder, settings) if backend == "onnx" else _torch_forward(folder)
-        return cls(folder, settings, encoder, lambda rows: forward(*_pad(rows, pad_id)), backend)
+        forward = (
+            onnx_forward(folder / settings.onnx_file, pad_id) if backend == "onnx" else _torch_forward(folder, pad_id)
+        )
+        return cls(folder, settings, encoder, forward, backend)
 
     def score(self, prompts: Sequence[str]) -> np.ndarray:
         """Calibrated probability that the superior model is needed, float64, shape (len(prompts),)."""
@@ -217,7 +241,12 @@ def _pad(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def _read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
+    """The checkpoint's config.json, which must be that of a router.
+
+    Raises:
+        InputError: there is no checkpoint, or it has other labels than a router.
+    """
     if not folder.is_dir():
         raise InputError(
             f"no model folder at {folder}; make one: python3 finetuning_model/finetune_bert.py, "
@@ -242,7 +271,13 @@ def _read_config(folder: Path) -> dict:
     return config
 
 
-def _read_settings(folder: Path, config: dict) -> RouterSettings:
+def read_settings(folder: Path) -> RouterSettings:
+    """The checkpoint's router.json; where there is none, a plain two-label checkpoint is assumed, with a warning.
+
+    Raises:
+        InputError: as `read_config`, or router.json is not valid.
+    """
+    config = read_config(folder)
     path = folder / "router.json"
     if not path.exists():
         warnings.warn(
@@ -283,25 +318,81 @@ def _load_tokenizer(folder: Path, hf_model_name: str | None):
         ) from error
 
 
-def _onnx_forward(folder: Path, settings: RouterSettings) -> Forward:
+def weights_of(folder: Path) -> list[Path]:
+    """The files with the checkpoint's weights."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """Tells other weights from these in a few milliseconds: a hash of the sizes and of 4 KiB blocks of the files.
+
+    The first and last 64 KiB are read whole (a classifier's weights are there), 64 blocks evenly from between, of which
+    any further training changes some. It guards against mistakes, not against forgery.
+    """
+    digest = hashlib.sha256()
+    block, ends = 4096, 65536
+    for path in files:
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(ends))
+            for step in range(64):
+                file.seek(ends + step * max(0, size - 2 * ends) // 64)
+                digest.update(file.read(block))
+            file.seek(max(0, size - ends))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def onnx_fault(folder: Path, settings: RouterSettings) -> str | None:
+    """Why the checkpoint's ONNX file can't serve; None where it can."""
+    if not settings.onnx_file:
+        return f"{folder} has no ONNX file"
+    path = folder / settings.onnx_file
+    if not path.exists():
+        return f"{path} is missing"
+    weights = weights_of(folder)
+    if not settings.onnx or settings.onnx.file != fingerprint([path]):
+        return f"{path} is not the file that router.json describes"
+    if weights and settings.onnx.weights != fingerprint(weights):
+        return f"{path} was made from other weights than {weights[0].name}"
+    return None
+
+
+def _backend_for(folder: Path, settings: RouterSettings) -> Backend:
+    """PyTorch on a GPU, ONNX Runtime without one, PyTorch where the ONNX file can't serve."""
+    if os.path.exists("/dev/nvidiactl") and weights_of(folder):  # ask torch only where there may be one: it is slow
+        import torch
+
+        if torch.cuda.is_available():
+            return "torch"
+    fault = onnx_fault(folder, settings)
+    if fault and settings.onnx_file:
+        warnings.warn(
+            f"{fault}, so PyTorch is used; make it anew: python3 inference/export_onnx.py --model_save_dir {folder}",
+            stacklevel=3,
+        )
+    return "torch" if fault else "onnx"
+
+
+def onnx_forward(path: Path, pad_id: int) -> Forward:
+    """The forward pass of an ONNX file on the CPU."""
     import onnxruntime
 
-    path = folder / (settings.onnx_file or "model_int8.onnx")
-    if not path.exists():
-        raise InputError(
-            f"{folder} has no ONNX file; make it: python3 inference/export_onnx.py --model_save_dir {folder}"
-        )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    takes = {item.name for item in session.get_inputs()}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # without it int8 products overflow on processors that have AVX2 or AVX-512 but no VNNI
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def forward(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        return session.run(None, {name: value for name, value in inputs.items() if name in takes})[0]
+    def forward(rows: list[list[int]]) -> np.ndarray:
+        ids, mask = _pad(rows, pad_id)
+        return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
     return forward
 
 
-def _torch_forward(folder: Path) -> Forward:
+def _torch_forward(folder: Path, pad_id: int) -> Forward:
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -320,7 +411,8 @@ def _torch_forward(folder: Path) -> Forward:
     model = model.eval().to(device)
 
     @torch.inference_mode()
-    def forward(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def forward(rows: list[list[int]]) -> np.ndarray:
+        ids, mask = _pad(rows, pad_id)
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         return model(**{name: value.to(device) for name, value in inputs.items()}).logits.float().cpu().numpy()
 

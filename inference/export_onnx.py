@@ -1,0 +1,297 @@
+"""Make the ONNX file that a checkpoint is served from: int8 weights where the scores stay, else fp32.
+
+Stage 3 calls `export_onnx` when it saves. This script does the same for an older checkpoint, for one whose weights
+were changed, or after an update of ONNX Runtime.
+
+Reads:  the checkpoint's folder, and labelled rows to check the scores on (its validation_predictions.jsonl).
+Writes: model_int8.onnx (or model.onnx) into the folder, and its name, fingerprint and evidence into router.json.
+
+    python3 inference/export_onnx.py --model_save_dir models/bert-base-uncased-router-finetuning-20240722T133228-save
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from router_data import SUPERIOR, InputError, expand_paths, read_rows, run_script
+from router_model import (
+    OnnxRecord,
+    Router,
+    fingerprint,
+    newest_checkpoint,
+    onnx_forward,
+    read_config,
+    read_settings,
+    weights_of,
+)
+
+MAX_MEAN_CHANGE = 0.01  # of the superior probability, int8 against fp32, over the validation rows
+MAX_AUROC_LOSS = 0.003
+MAX_EXPORT_ERROR = 1e-3  # fp32 ONNX against PyTorch: more means that the exporter misread the model
+ROWS_AGAINST_TORCH = 32
+VALIDATION_FILE = "validation_predictions.jsonl"
+
+
+class ValidationRow(BaseModel):
+    """What a check needs of a labelled row."""
+
+    prompt: str
+    label: Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"]
+
+
+def export_onnx(
+    model_save_dir: str | Path,
+    validation_prompts: Sequence[str],
+    validation_labels: Sequence[int],
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Write the fastest ONNX file whose scores stay, and record it in router.json.
+
+    The weights of the matrix products become int8, one scale a column, and their inputs are quantised as they come;
+    embeddings, normalisations, pooler and classifier stay fp32. Where that moves the scores too far (see the limits
+    above), the feed-forward layers' second products, whose inputs have the widest range, stay fp32 too; where even
+    that moves them, everything does.
+
+    A model that can't be exported loses nothing: router.json then names no ONNX file and PyTorch serves it.
+
+    Args:
+        model_save_dir: the checkpoint's folder, complete but for the ONNX file.
+        validation_prompts: prompts to compare the scores on.
+        validation_labels: 1 where the superior model is preferred, else 0; one a prompt.
+        say: what gets the one line about what was made.
+
+    Returns:
+        What router.json says of the file, with `onnx_file` (None where there is none) and `reason` (why it is not
+        int8, or why there is none).
+    """
+    folder = Path(model_save_dir)
+    try:
+        with quiet(), tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
+            onnx_file, record = best_file(folder, Path(scratch), validation_prompts, validation_labels)
+    except Exception as error:  # exporters fail in many ways, and none of them may cost a trained checkpoint
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+        remember(folder, None, None)
+        say(f"no ONNX file: {reason}; PyTorch serves this checkpoint")
+        return {"onnx_file": None, "reason": reason}
+    remember(folder, onnx_file, record)
+    say(f"{onnx_file}: {describe(record)}")
+    return {"onnx_file": onnx_file, **record.model_dump()}
+
+
+def best_file(folder: Path, scratch: Path, prompts: Sequence[str], labels: Sequence[int]) -> tuple[str, OnnxRecord]:
+    """Export, quantise, compare; move the file chosen into the folder."""
+    reference = Router.load(folder, backend="torch")
+    rows = [row.ids for row in reference.encode(prompts)]
+    if not rows:
+        raise InputError("no validation rows to compare the scores on")
+
+    plain = scratch / "model.onnx"
+    write_fp32(folder, plain)
+
+    pad_id = read_config(folder).get("pad_token_id") or 0
+
+    def scores_of(path: Path, of: list[list[int]]) -> np.ndarray:
+        return Router(folder, reference.settings, reference.encode, onnx_forward(path, pad_id), "onnx").score_ids(of)
+
+    sample = sorted(rows, key=len)[:: max(1, len(rows) // ROWS_AGAINST_TORCH)]
+    error = float(np.abs(scores_of(plain, sample) - reference.score_ids(sample)).max())
+    if error > MAX_EXPORT_ERROR:
+        raise RuntimeError(f"the exported model is off by {error:.4f}")
+
+    exact = scores_of(plain, rows)
+    record, tried = None, []
+    for scheme, left_in_fp32 in (("int8", ()), ("int8, second feed-forward products fp32", narrowing_products(plain))):
+        path = scratch / f"model_int8_{len(tried)}.onnx"
+        write_int8(plain, path, left_in_fp32)
+        figures = compare(exact, scores_of(path, rows), labels)
+        tried.append({"scheme": scheme, **figures})
+        if figures["mean_change"] <= MAX_MEAN_CHANGE and (figures["auroc_loss"] or 0) <= MAX_AUROC_LOSS:
+            record = OnnxRecord(scheme=scheme, **figures)
+            break
+    else:
+        path, figures = plain, compare(exact, exact, labels)
+        record = OnnxRecord(
+            scheme="fp32", reason=f"int8 moved the scores by {tried[-1]['mean_change']:.4f} on average", **figures
+        )
+    record.export_error = error
+    record.tried = tried
+    record.weights = fingerprint(weights_of(folder))
+    record.file = fingerprint([path])
+    name = "model.onnx" if record.scheme == "fp32" else "model_int8.onnx"
+    os.replace(path, folder / name)
+    return name, record
+
+
+def write_fp32(folder: Path, path: Path) -> None:
+    """Export the checkpoint, and fuse attention, GELU and normalisation where ONNX Runtime knows the architecture."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    ids = torch.ones(2, 16, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0  # a row with padding, or the mask is traced away
+    names = ["input_ids", "attention_mask"]
+    torch.onnx.export(
+        Logits(),
+        (ids, mask),
+        str(path),
+        input_names=names,
+        output_names=["logits"],
+        dynamic_axes={name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,  # ONNX Runtime's fusions know this exporter's graphs: the other's attention is not fused
+    )
+    if model.config.model_type == "bert":
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        fused = optimize_model(
+            str(path),
+            model_type="bert",
+            num_heads=model.config.num_attention_heads,
+            hidden_size=model.config.hidden_size,
+            opt_level=0,
+        )
+        fused.save_model_to_file(str(path))
+
+
+def narrowing_products(path: Path) -> list[str]:
+    """The names of the matrix products with more inputs than outputs: the second one of every feed-forward layer."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    shape = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    products = [(node.name, shape.get(node.input[1], ())) for node in graph.node if node.op_type == "MatMul"]
+    return [name for name, dims in products if len(dims) == 2 and dims[0] > dims[1]]
+
+
+def write_int8(plain: Path, path: Path, left_in_fp32: Sequence[str]) -> None:
+    """Quantise the matrix products: weights to int8 with a scale a column, inputs to uint8 as they come."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(
+        plain,
+        path,
+        per_channel=True,
+        op_types_to_quantize=["MatMul", "Attention"],
+        nodes_to_exclude=list(left_in_fp32),
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # the fused operators' outputs have no known type
+    )
+
+
+def compare(exact: np.ndarray, scores: np.ndarray, labels: Sequence[int]) -> dict:
+    """How far the scores moved: mean and largest |change|, and the loss of AUROC (None with one class only)."""
+    from sklearn.metrics import roc_auc_score
+
+    change = np.abs(scores - exact)
+    auroc_loss = None
+    if len(set(map(int, labels))) == 2:
+        auroc_loss = float(roc_auc_score(labels, exact) - roc_auc_score(labels, scores))
+    return {
+        "rows": len(exact),
+        "mean_change": float(change.mean()),
+        "max_change": float(change.max()),
+        "auroc_loss": auroc_loss,
+    }
+
+
+def describe(record: OnnxRecord) -> str:
+    """The evidence in one line."""
+    if record.reason:
+        return f"{record.scheme}, since {record.reason} over {record.rows} validation rows"
+    loss = "" if record.auroc_loss is None else f", AUROC by {-record.auroc_loss:+.4f}"
+    return (
+        f"{record.scheme}; over {record.rows} validation rows scores moved by {record.mean_change:.4f} on average{loss}"
+    )
+
+
+def remember(folder: Path, onnx_file: str | None, record: OnnxRecord | None) -> None:
+    """Name the file in router.json (made where there was none); delete the ONNX files it no longer names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = read_settings(folder)
+    settings.onnx_file, settings.onnx = onnx_file, record
+    partial = folder / "router.json.partial"
+    partial.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / "router.json")
+    for name in {"model.onnx", "model_int8.onnx"} - {onnx_file}:
+        (folder / name).unlink(missing_ok=True)
+
+
+class quiet:
+    """No progress bars, warnings and notes of the exporters while it lasts."""
+
+    def __enter__(self):
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+        self._disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *error):
+        logging.disable(self._disabled)
+        self._warnings.__exit__(*error)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model_save_dir", help="the checkpoint's folder (default: the newest in ./models)", metavar="DIR"
+    )
+    parser.add_argument(
+        "--validation_files",
+        nargs="+",
+        metavar="FILE",
+        help=f"JSONL with prompt and label to compare the scores on (default: the folder's {VALIDATION_FILE})",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+
+    # 1. The checkpoint and the rows to check it on; never its test rows
+    folder = Path(args.model_save_dir or newest_checkpoint())
+    read_config(folder)
+    if not args.validation_files and not (folder / VALIDATION_FILE).exists():
+        raise InputError(
+            f"{folder} has no {VALIDATION_FILE} to compare the scores on; name labelled rows with --validation_files"
+        )
+    files = expand_paths(args.validation_files or [folder / VALIDATION_FILE])
+    rows = [row for file in files for row in read_rows(file, ValidationRow)]
+
+    # 2. The file
+    made = export_onnx(folder, [row.prompt for row in rows], [row.label == SUPERIOR for row in rows])
+    if not made["onnx_file"]:
+        raise InputError(f"{folder} was not exported: {made['reason']}")
+
+
+if __name__ == "__main__":
+    run_script(main)
