@@ -15,7 +15,6 @@ stands in the environment or in .env.
 """
 
 import argparse
-import json
 import os
 import socket
 import sys
@@ -54,12 +53,15 @@ def build(page: Page):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio asks the network, from its import on
     import gradio as gr
 
-    def on_prompt(text, threshold, *prices):
+    def on_prompt(text, asked, threshold, *prices):
         decision = page.decide(text)
-        return page.card(text, decision, threshold, Prices.of(prices)), (text, decision), ""
+        card = page.card(text, decision, threshold, Prices.of(prices))
+        reasons = (gr.skip(), gr.skip()) if asked["text"] == text else (hint, "")  # those of another text must go
+        return card, (text, decision), "", *reasons
 
-    def on_explain(text, *given):
-        return *on_prompt(text, *given), *page.why(text)
+    def on_explain(text, asked, *given):
+        asked["text"] = text  # first of all: a decision on the same text that is still under way leaves the reasons be
+        return *on_prompt(text, asked, *given)[:3], *page.why(text)
 
     def on_threshold(threshold, decided, scored, *prices):
         prices = Prices.of(prices)
@@ -86,7 +88,7 @@ def build(page: Page):
 
     hint = page_parts.message(EXPLAIN_HINT)
     with gr.Blocks(title="LLM router", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-        decided, scored = gr.State(("", None)), gr.State(None)
+        decided, asked, scored = gr.State(("", None)), gr.State({"text": None}), gr.State(None)
         gr.HTML(page.header())
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320), gr.Tabs():
@@ -142,12 +144,10 @@ def build(page: Page):
                     ]
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        ask, answer = [prompt, threshold, *prices], [card, decided, noted]
-        explained = [*answer, words, near]
+        ask, answer = [prompt, asked, threshold, *prices], [card, decided, noted, words, near]
         # Not `input`: gradio fires that for keys, but not where text is pasted or deleted.
         prompt.change(on_prompt, ask, answer, trigger_mode="always_last", **quiet)
-        prompt.change(None, None, [words, near], js=f"() => [{json.dumps(hint)}, '']")  # at once: it is out of date
-        gr.on([explain.click, prompt.submit], on_explain, ask, explained, api_name="explain")
+        gr.on([explain.click, prompt.submit], on_explain, ask, answer, api_name="explain")
         examples.click(lambda row: row[0], examples, prompt, **quiet).then(js=click("#explain", after=100))
         for button, said in ((right, True), (wrong, False)):
             button.click(
