@@ -112,7 +112,7 @@ def neighbours_html(neighbours: Sequence[Neighbour]) -> str:
 def stats_html(stats: Sequence[tuple[str, str, str]]) -> str:
     """Tiles of figure, what it is, and the small print beneath."""
     tiles = "".join(
-        f"<div><dd>{safe(figure)}</dd><dt>{safe(name)}</dt><small>{safe(detail)}</small></div>"
+        f"<div><dt>{safe(name)}</dt><dd>{safe(figure)}</dd><dd>{safe(detail)}</dd></div>"
         for figure, name, detail in stats
     )
     return f'<dl class="stats">{tiles}</dl>'

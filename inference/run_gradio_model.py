@@ -200,7 +200,9 @@ def launch(page: Page, server_name: str, server_port: int | None, share: bool, a
     blocks = build(page)
     import gradio as gr
 
-    neutral = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT)
+    theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT)
+    for name, teal in (("fill", "#0f766e"), ("fill_hover", "#115e59")):  # dark enough for white letters
+        theme.set(**{f"button_primary_background_{name}{mode}": teal for mode in ("", "_dark")})
     try:
         _, local, public = blocks.launch(
             server_name=server_name,
@@ -211,7 +213,7 @@ def launch(page: Page, server_name: str, server_port: int | None, share: bool, a
             prevent_thread_lock=True,
             footer_links=[],
             max_file_size=LARGEST_FILE,
-            theme=neutral,
+            theme=theme,
             css_paths=Path(__file__).with_name("page.css"),
         )
     except OSError as error:
