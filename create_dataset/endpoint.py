@@ -28,6 +28,7 @@ LONGEST_PAUSE = 15 * 60.0  # seconds; an endpoint that asks for more is out of q
 GRACE = 30.0  # seconds for the answers in flight when a run is stopped
 FAILURES_IN_A_ROW = 50  # then something is wrong with the run, not with the prompts
 DROPPABLE = ("reasoning_effort", "temperature", "top_logprobs", "logprobs", "response_format", "n")
+RETIRED_CODES = {"model_not_found", "model_deprecated", "model_retired", "DeploymentNotFound"}
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded"}
 
 
@@ -123,9 +124,14 @@ class Endpoint:
         )
         self.timeout = timeout
         self.say = say
-        # a quarter of a minute's share at once, at most: a full bucket would double the first minute
-        self._requests = AsyncLimiter(max(1, requests_per_minute / 4), 15) if requests_per_minute else None
-        self._tokens = AsyncLimiter(max(1, tokens_per_minute / 4), 15) if tokens_per_minute else None
+
+        def limiter(per_minute: float | None) -> AsyncLimiter | None:
+            if not per_minute:
+                return None
+            at_once = max(1, per_minute / 4)  # a bucket of a whole minute would double the first one
+            return AsyncLimiter(at_once, 60 * at_once / per_minute)
+
+        self._requests, self._tokens = limiter(requests_per_minute), limiter(tokens_per_minute)
         self._paused_until = 0.0
         self.dropped: dict[str, set[str]] = {}  # parameters a model refused
         self.sending: set[asyncio.Task] = set()  # tasks with a request under way
@@ -144,9 +150,9 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise StopRun(f"cannot reach {self.client.base_url} ({_cause(error)}); check OPENAI_BASE_URL") from error
         except openai.APIStatusError as error:
-            if error.status_code == 404 and error.code != "model_not_found":
+            if error.status_code == 404 and error.code not in RETIRED_CODES:
                 return  # a compatible endpoint without this route
-            if error.status_code in (401, 403, 404):
+            if error.status_code in (401, 403, 404, 410):
                 raise StopRun(self.refusal(error, model)) from error
             return  # the first request will tell
         except (ValueError, openai.OpenAIError):
@@ -229,7 +235,7 @@ class Endpoint:
     def _judge(self, error, body: dict) -> Exception:
         """What a refusal by HTTP status means: stop, try again, leave out a parameter, or give up this request."""
         status, code, message = error.status_code, str(error.code or ""), self.message(error)
-        if status in (401, 402, 403, 404):
+        if status in (401, 402, 403, 404, 410) or code in RETIRED_CODES:
             return StopRun(self.refusal(error, body["model"]))
         if status == 429:
             if code in QUOTA_CODES or error.type in QUOTA_CODES:
@@ -237,7 +243,7 @@ class Endpoint:
             after = _retry_after(error.response.headers)
             if after is not None and after > LONGEST_PAUSE:
                 return StopRun(f"the endpoint asks to wait {after / 60:.0f} minutes; resume later")
-            self._pause(after if after is not None else 0.0)
+            self._pause(after if after is not None else FIRST_WAIT)
             return _Retry("HTTP 429, rate limit", after, limited=True)
         if status >= 500 or status in (408, 409):
             return _Retry(f"HTTP {status}", _retry_after(error.response.headers))

@@ -126,7 +126,10 @@ def draw(args: argparse.Namespace) -> DrawnPrompts:
 
     records = tqdm(read_records(args.dataset), desc="reading", unit=" rows", leave=False, disable=None)
     folder = (args.output_file or args.output_dir / "x").parent
-    drawn = DrawnPrompts(filters.prompts(records), args.limit, args.seed, folder, args.drop_near_duplicates)
+    try:
+        drawn = DrawnPrompts(filters.prompts(records), args.limit, args.seed, folder, args.drop_near_duplicates)
+    except OSError as error:
+        raise InputError(f"cannot read {args.dataset} or write to {folder}: {error.strerror}") from error
     passed = filters.rows - filters.dropped.total()
     print(f"{args.dataset}: {filters.rows:,} rows, {passed:,} pass the filters")
     for reason, count in sorted(filters.dropped.items(), key=lambda item: -item[1]):
@@ -242,7 +245,10 @@ def submit_batches(
         spent = budget.spent_usd
     left = None if args.max_usd is None else args.max_usd - spent
     half = price * BATCH_DISCOUNT if price else None
-    count = job.add_shards(drawn, args.max_output_tokens, args.votes, half, left)
+    try:
+        count = job.add_shards(drawn, args.max_output_tokens, args.votes, half, left)
+    except OSError as error:
+        raise InputError(f"cannot write to {job.folder}: {error.strerror}") from error
     job.submit()
     print(f"{count:,} prompts handed over; see how far they are, then fetch the labels:")
     shared = f"--labelling_prompt {args.labelling_prompt} --model {model} --output_file {output.path}"

@@ -49,27 +49,38 @@ class OutputFile:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(f"another run is writing to {self.path}; wait for it, or name another file") from error
+        self._files: list = []
         try:
-            self._files = [open(path, "ab", buffering=0) for path in (self.path, self.failures_path)]  # noqa: SIM115
-            for row in self._read_back(self.path):
-                self._count_tokens(row)
-                if all(row.get(name) == value for name, value in self.marks.items()):
-                    self.done.add(row_key(row["prompt"]))
-                else:
-                    self.foreign_rows += 1
-            for row in self._read_back(self.failures_path):
-                self._count_tokens(row)
-                if row.get("batch"):
-                    self.failed_in_batch.add((row_key(row["prompt"]), row["batch"]))
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+            self._open()
+        except BaseException as error:
+            self._close()
+            if isinstance(error, OSError):
+                raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
         if not self.failures_path.stat().st_size:
             self.failures_path.unlink()
+        self._close()
+
+    def _open(self) -> None:
+        for path in (self.path, self.failures_path):
+            self._files.append(open(path, "ab", buffering=0))  # noqa: SIM115
+        for row in self._read_back(self.path):
+            self._count_tokens(row)
+            if all(row.get(name) == value for name, value in self.marks.items()):
+                self.done.add(row_key(row["prompt"]))
+            else:
+                self.foreign_rows += 1
+        for row in self._read_back(self.failures_path):
+            self._count_tokens(row)
+            if row.get("batch"):
+                self.failed_in_batch.add((row_key(row["prompt"]), row["batch"]))
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
         self._lock.release()
 
     def _count_tokens(self, row: dict) -> None:

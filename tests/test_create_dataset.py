@@ -457,6 +457,7 @@ STOPPING = {
     ),
     "not allowed": (error(403, None, "no access for sk-secret-of-the-test"), "may not use m"),
     "retired model": (error(404, "model_not_found"), "no model m"),
+    "retired, said by a 400": (error(400, "model_deprecated"), "or it is retired"),
     "quota": (error(429, "insufficient_quota"), "quota of this key is used up"),
     "no credit": (error(402), "credit"),
     "a day's limit": (error(429, "rate_limit_exceeded", retry_after="86400"), "resume later"),
@@ -812,6 +813,9 @@ def test_requests_a_minute_are_held(serve):
     assert label("--requests_per_minute", "60", "--max_in_flight", "100", "--limit", "36") == 0
     assert time.monotonic() - started >= 1, "15 at once, the 16th a second later"
     assert len(server.bodies) == 36
+    limits = endpoint.Endpoint(requests_per_minute=2, tokens_per_minute=1000)
+    assert (limits._requests.max_rate, limits._requests.time_period) == (1, 30)
+    assert (limits._tokens.max_rate, limits._tokens.time_period) == (250, 15)
 
 
 # --- the Batch API ---
