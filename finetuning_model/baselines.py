@@ -112,9 +112,11 @@ def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
 
     from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
 
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
-    encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_dir).backend_tokenizer, max_length)
     model = AutoModel.from_pretrained(model_dir).eval()
+    max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_dir).backend_tokenizer, max_length)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()
