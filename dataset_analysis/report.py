@@ -160,7 +160,7 @@ def stability(votes: pd.DataFrame, questions: pd.DataFrame) -> dict[str, Estimat
     if turns.shape[1] == 2 and len(turns):
         rows["votes on the first turn, votes on the second"] = bootstrap(spearman, *turns.to_numpy().T)
     expected = votes.groupby(["superior", "inferior"])["score"].transform("mean")
-    adjusted = (votes["score"] - expected).groupby(votes["question_id"]).mean().reindex(questions.index)
+    adjusted = (votes["score"] - expected).groupby(votes["question_id"]).mean().reindex(questions.index).round(9)
     rows["ratio, ratio adjusted for which models met"] = bootstrap(
         spearman, questions["inferior_ratio"].to_numpy(), adjusted.to_numpy()
     )

@@ -337,6 +337,12 @@ def test_models_and_tiers_against_each_other():
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
 
 
+def test_adjusting_for_the_pairs_changes_nothing_where_there_is_one_pair():
+    votes = votes_between_tiers(human_votes(), ["big-1"], ["small-1"])
+    questions = pd.DataFrame({"inferior_ratio": votes.groupby("question_id")["score"].mean()})
+    assert report.stability(votes, questions)["ratio, ratio adjusted for which models met"].low == pytest.approx(1)
+
+
 def test_agreement_with_gpt4_stands_beside_a_constant_answer():
     def votes(scores):
         where = {"question_id": range(len(scores)), "turn": 1, "superior": "big-1", "inferior": "small-1"}
