@@ -3,6 +3,7 @@
     router = Router.load("models/bert-base-uncased-router-finetuning-20240722T133228-save")
     router.score(["What is the capital of France?"])   # array([0.03]): the superior model is hardly needed
     router.decide(["What is the capital of France?"])  # [Decision(label='ROUTE_TO_INFERIOR', ...)]
+    router.score([[{"role": "user", "content": "Prove it."}, ..., {"role": "user", "content": "and for n = 3?"}]])
 
 Neither gradio nor openai is imported here; torch and transformers only when the ONNX file can't serve.
 """
@@ -10,9 +11,12 @@ Neither gradio nor openai is imported here; torch and transformers only when the
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +30,10 @@ CHECKPOINT_GLOB = "*-router-finetuning-*-save"
 OLD_LABELS = ("LABEL_0", "LABEL_1")  # a plain two-label checkpoint: 0 is inferior, 1 superior
 CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tokenising would never be scored
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
+MOST_CORES = 8  # for one prompt; more only wait for one another
 
 Backend = Literal["onnx", "torch"]
+Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
 Forward = Callable[[list[list[int]]], np.ndarray]  # token ids of some prompts -> logits, shape (prompts, 2)
 
 
@@ -84,6 +90,7 @@ class Decision:
     truncated: bool
     tokens_scored: int
     characters_received: int
+    long_prompt_policy: str = "head_tail"
 
 
 def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
@@ -104,11 +111,38 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
     return 0.5 * (1 + np.tanh(margin / 2))
 
 
+def user_turns(messages: Sequence[dict]) -> list[str]:
+    """The texts of the user's messages, in order; the content is a string or a list of OpenAI content parts.
+
+    Other roles count for nothing: a long system prompt says nothing about how hard the question is. Of the parts only
+    texts can be scored.
+
+    Raises:
+        InputError: a message is not one, or none is the user's.
+    """
+    try:
+        turns = [_text_of(message.get("content")) for message in messages if message["role"] == "user"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError("a conversation is a list of messages, each with a role and a content") from error
+    if not turns:
+        raise InputError("the conversation has no message of the user")
+    return turns
+
+
+def _text_of(content: str | Sequence[dict] | None) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content or () if isinstance(part.get("text"), str))
+
+
 class PromptEncoder:
     """Turns prompts into token ids; the same for training and for every backend.
 
     A prompt longer than `max_length` tokens keeps its first and its last half, special tokens included. Of a very
     long text only the characters that could end up there are tokenised at all: 1 MB costs hardly more than 512 tokens.
+
+    A conversation is scored as its user turns, one after the other: the last one as a prompt is, and of the earlier
+    ones, which say what a short last one is about, as much as still fits, from both ends again.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
@@ -120,13 +154,20 @@ class PromptEncoder:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.max_length = max_length
+        empty = tokenizer.encode("").ids
+        full = tokenizer.encode("a").ids
+        self._prefix = next((i for i, (a, b) in enumerate(zip(empty, full, strict=False)) if a != b), len(empty))
+        self._suffix = len(empty) - self._prefix
 
-    def __call__(self, prompts: Sequence[str]) -> list[Encoded]:
-        kept, cut = zip(*map(self._cut, prompts), strict=True) if prompts else ((), ())
-        encodings = self.tokenizer.encode_batch_fast(list(kept))
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Encoded]:
+        parts = [("", prompt) if isinstance(prompt, str) else _earlier_and_last(prompt) for prompt in prompts]
+        kept, was_cut = (
+            zip(*map(self._cut, (text for pair in parts for text in pair)), strict=True) if parts else ((), ())
+        )
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(kept))]
         return [
-            Encoded(self._ends(encoding.ids), was_cut or len(encoding.ids) > self.max_length, len(prompt))
-            for prompt, encoding, was_cut in zip(prompts, encodings, cut, strict=True)
+            self._joined(ids[i], ids[i + 1], any(was_cut[i : i + 2]), sum(map(len, pair)))
+            for i, pair in zip(range(0, len(ids), 2), parts, strict=True)
         ]
 
     def with_offsets(self, prompt: str) -> tuple[str, list[int], list[tuple[int, int]]]:
@@ -134,16 +175,32 @@ class PromptEncoder:
         text, start and end, which each id stands for (equal for special tokens)."""
         text, _ = self._cut(prompt)
         encoding = self.tokenizer.encode(text)
-        return text, self._ends(encoding.ids), self._ends(encoding.offsets)
+        return text, _ends(encoding.ids, self.max_length), _ends(encoding.offsets, self.max_length)
 
-    def _ends(self, items: list) -> list:
-        head = self.max_length // 2
-        return items if len(items) <= self.max_length else items[:head] + items[head - self.max_length :]
+    def _joined(self, earlier: list[int], last: list[int], was_cut: bool, characters: int) -> Encoded:
+        before = earlier[self._prefix : len(earlier) - self._suffix]
+        room = max(0, self.max_length - len(last))
+        truncated = was_cut or len(before) + len(last) > self.max_length
+        last = _ends(last, self.max_length)
+        return Encoded(last[: self._prefix] + _ends(before, room) + last[self._prefix :], truncated, characters)
 
-    def _cut(self, prompt: str) -> tuple[str, bool]:
-        text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates break tokenizers
+    def _cut(self, text: str) -> tuple[str, bool]:
         half = CHARACTERS_PER_TOKEN * self.max_length
-        return (f"{text[:half]} {text[-half:]}", True) if len(text) > 2 * half else (text, False)
+        cut = len(text) > 2 * half
+        text = f"{text[:half]} {text[-half:]}" if cut else text
+        return text.encode("utf-16", "surrogatepass").decode(
+            "utf-16", "replace"
+        ), cut  # tokenizers take no lone surrogates
+
+
+def _earlier_and_last(messages: Sequence[dict]) -> tuple[str, str]:
+    *earlier, last = user_turns(messages)
+    return "".join(f"{turn}\n\n" for turn in earlier), last
+
+
+def _ends(items: list, most: int) -> list:
+    """The first and the last half of a list that is longer than `most`."""
+    return items if len(items) <= most else items[: most // 2] + items[len(items) - (most - most // 2) :]
 
 
 class Router:
@@ -163,7 +220,7 @@ class Router:
         self.encode = encoder
         self.backend = backend
         self._forward = forward
-        self.score(["warm up"])
+        self.score(["warm up"])  # the first pass is several times slower
 
     @classmethod
     def load(
@@ -192,32 +249,41 @@ class Router:
             backend = _backend_for(folder, settings)
         elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
             raise InputError(f"{fault}; make it: python3 inference/export_onnx.py --model_save_dir {folder}")
-        pad_id = config.get("pad_token_id") or 0
-        forward = (
-            onnx_forward(folder / settings.onnx_file, pad_id) if backend == "onnx" else _torch_forward(folder, pad_id)
-        )
+        if backend == "onnx":
+            forward = OnnxForward(folder / settings.onnx_file)
+        else:
+            forward = _torch_forward(folder, config.get("pad_token_id") or 0)
         return cls(folder, settings, encoder, forward, backend)
 
-    def score(self, prompts: Sequence[str]) -> np.ndarray:
-        """Calibrated probability that the superior model is needed, float64, shape (len(prompts),)."""
+    def score(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Calibrated probability that the superior model is needed, float64, shape (len(prompts),).
+
+        A prompt is a text or a conversation: a list of messages with role and content.
+        """
         return self.score_ids([row.ids for row in self.encode(prompts)])
 
-    def decide(self, prompts: Sequence[str], threshold: float | None = None) -> list[Decision]:
+    def decide(self, prompts: Sequence[Prompt], threshold: float | None = None) -> list[Decision]:
         """Route each prompt: to the superior model where its probability reaches the threshold (default: its own)."""
         threshold = self.settings.threshold if threshold is None else threshold
         encoded = self.encode(prompts)
         scores = self.score_ids([row.ids for row in encoded])
+        policy = self.settings.long_prompt_policy
         return [
-            Decision(label_of(p, threshold), float(p), threshold, row.truncated, len(row.ids), row.characters_received)
-            for p, row in zip(scores, encoded, strict=True)
+            Decision(
+                label=label_of(score, threshold),
+                superior_probability=float(score),
+                threshold=threshold,
+                truncated=row.truncated,
+                tokens_scored=len(row.ids),
+                characters_received=row.characters_received,
+                long_prompt_policy=policy,
+            )
+            for score, row in zip(scores, encoded, strict=True)
         ]
 
     def score_ids(self, rows: list[list[int]]) -> np.ndarray:
         """`score` of prompts that are token ids already, special tokens included; shape (len(rows),)."""
-        scores = np.empty(len(rows))
-        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
-            scores[batch] = calibrated(self._forward([rows[i] for i in batch]), self.settings.temperature)
-        return scores
+        return calibrated(self._forward(rows), self.settings.temperature) if rows else np.empty(0)
 
 
 def batches_of_like_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -375,21 +441,50 @@ def _backend_for(folder: Path, settings: RouterSettings) -> Backend:
     return "torch" if fault else "onnx"
 
 
-def onnx_forward(path: Path, pad_id: int) -> Forward:
-    """The forward pass of an ONNX file on the CPU."""
-    import onnxruntime
+class OnnxForward:
+    """The forward pass of an ONNX file on the CPU.
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # without it int8 products overflow on processors that have AVX2 or AVX-512 but no VNNI
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    Each prompt is a pass of its own: on a CPU a batch gains nothing, padding costs, and int8 scales that span a batch
+    would make a score depend on its neighbours. One prompt is worked on by all cores, many by one core each.
+    """
 
-    def forward(rows: list[list[int]]) -> np.ndarray:
-        ids, mask = _pad(rows, pad_id)
-        return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    def __init__(self, path: Path):
+        self._path = path
+        self._lock = threading.Lock()
+        self._cores = min(
+            MOST_CORES, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        self._all_cores = self._session(self._cores)
 
-    return forward
+    def __call__(self, rows: list[list[int]]) -> np.ndarray:
+        if len(rows) == 1 or self._cores == 1:
+            return np.concatenate([self._logits(self._all_cores, row) for row in rows])
+        with self._lock:
+            session, pool = self._one_core_each
+        return np.concatenate(list(pool.map(lambda row: self._logits(session, row), rows)))
+
+    @cached_property
+    def _one_core_each(self):
+        return self._session(1), ThreadPoolExecutor(self._cores, thread_name_prefix="router")
+
+    def _session(self, threads: int):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # without it int8 products overflow on processors that have AVX2 or AVX-512 but no VNNI
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        return onnxruntime.InferenceSession(
+            str(self._path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],  # the fused kernel takes four times as long
+        )
+
+    @staticmethod
+    def _logits(session, row: list[int]) -> np.ndarray:
+        return session.run(None, {"input_ids": np.array([row], dtype=np.int64)})[0]
 
 
 def _torch_forward(folder: Path, pad_id: int) -> Forward:
@@ -412,8 +507,10 @@ def _torch_forward(folder: Path, pad_id: int) -> Forward:
 
     @torch.inference_mode()
     def forward(rows: list[list[int]]) -> np.ndarray:
-        ids, mask = _pad(rows, pad_id)
-        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        return model(**{name: value.to(device) for name, value in inputs.items()}).logits.float().cpu().numpy()
+        logits = np.empty((len(rows), 2), dtype=np.float32)
+        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
+            ids, mask = (torch.from_numpy(array).to(device) for array in _pad([rows[i] for i in batch], pad_id))
+            logits[batch] = model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+        return logits
 
     return forward
