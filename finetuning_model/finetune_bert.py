@@ -193,11 +193,19 @@ def main(argv: list[str] | None = None) -> Path | None:
     validation_scores = calibrated(validation_logits, settings.temperature)
     settings.thresholds = thresholds_for_checkpoint(validation_scores, validation.targets)
 
-    # 4. Judging, on the test part and on the questions that the labeller was not shown
+    # 4. The checkpoint
+    from inference.export_onnx import export_onnx
+
+    write_checkpoint(folder, model, tokenizer, settings)
+    write_predictions(folder / "predictions.jsonl", test, calibrated(test_logits, settings.temperature))
+    write_predictions(folder / "validation_predictions.jsonl", validation, validation_scores)
+    export_onnx(folder, validation.prompts, (validation.targets >= 0.5).astype(int))
+
+    # 5. Judging, on the test part and on the questions that the labeller was not shown
     say("judging beside the baselines ...")
     test_questions = [question for question in questions if not question.in_labelling_prompt]
     question_prompts = [question.prompt for question in test_questions]
-    embed = frozen_encoder(args.hf_model_name)
+    embed = frozen_encoder(args.hf_model_name, max_length=min(args.max_length, 128))
     baselines = baseline_scores(train.prompts, train.targets, test.prompts + question_prompts, embed, args.seed)
     question_scores = calibrated(logit_rows(model, tokenizer, question_prompts, args.max_length), settings.temperature)
     scores = {ROUTER: np.concatenate([calibrated(test_logits, settings.temperature), question_scores]), **baselines}
@@ -218,13 +226,6 @@ def main(argv: list[str] | None = None) -> Path | None:
         }
     record["training"] = runs
 
-    # 5. The checkpoint, with its evidence beside the weights
-    from inference.export_onnx import export_onnx
-
-    write_checkpoint(folder, model, tokenizer, settings)
-    export_onnx(folder, validation.prompts, (validation.targets >= 0.5).astype(int))
-    write_predictions(folder / "predictions.jsonl", test, calibrated(test_logits, settings.temperature))
-    write_predictions(folder / "validation_predictions.jsonl", validation, validation_scores)
     draw_plots(folder, test, test_logits, settings, run)
     for name, content in (("metrics.json", metrics), ("run.json", record)):
         (folder / name).write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
