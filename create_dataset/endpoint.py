@@ -220,8 +220,9 @@ class Endpoint:
             async with asyncio.timeout(self.timeout):  # the client's own bounds each read, not the whole
                 # `chat.completions.create` walks through the body's types first, a third of all the work
                 answer = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-            self._heed_headers(answer.headers)
-            return parse_reply(json.loads(answer.text))
+            reply = parse_reply(json.loads(answer.text))
+            self._heed_headers(answer.headers, reply.input_tokens + reply.output_tokens)
+            return reply
         except (TimeoutError, openai.APITimeoutError) as error:
             raise _Retry(f"no answer within {self.timeout:g} s", lost=True) from error
         except openai.APIConnectionError as error:
@@ -319,17 +320,15 @@ class Endpoint:
         until = asyncio.get_running_loop().time() + min(seconds, LONGEST_PAUSE)
         self._paused_until = max(self._paused_until, until)
 
-    def _heed_headers(self, headers) -> None:
-        """Slow down before the limit is hit: pause until one more request would fit again."""
-        for kind in ("requests", "tokens"):
+    def _heed_headers(self, headers, tokens: int) -> None:
+        """Slow down before a limit is hit: pause until all that is in flight, at this request's size, fits again."""
+        for kind, size in (("requests", 1), ("tokens", tokens)):
             limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
             left = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
-            reset = _duration(headers.get(f"x-ratelimit-reset-{kind}"))
-            if limit is None or left is None or not reset:
-                continue
-            spare = len(self.sending) * (1 if kind == "requests" else limit / 1000)
-            if left < spare and limit > left:
-                self._pause(min(reset, (spare - left) * reset / (limit - left)))
+            reset = _duration(headers.get(f"x-ratelimit-reset-{kind}"))  # until `left` is back at `limit`
+            needed = len(self.sending) * size
+            if limit and left is not None and reset and left < min(needed, limit):
+                self._pause(min(reset, (needed - left) * reset / (limit - left)))
 
 
 class _ParameterRefused(Exception):

@@ -60,7 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "graded to have clearly fallen short (default: %(default)s, about two grades of ten)")  # fmt: skip
     add("--max_answer_tokens", type=int, default=1024, help="longest answer of either model (default: %(default)s)")
     add = parser.add_argument_group("the prompts").add_argument
-    add("--dataset", default=DATASET, help="hub id, or local .jsonl, .csv or .parquet file(s) (default: %(default)s)")
+    add("--dataset", nargs="+", default=[DATASET], metavar="NAME", help="hub id, or local .jsonl, .csv or .parquet "
+        f"files or globs (default: {DATASET})")  # fmt: skip
     add("--prompt_column", help="column of the prompts (default: the usual names)")
     add("--limit", type=int, default=200, help="prompts to draw at random; 0 is all (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
@@ -72,8 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="stage 1's questions, which are left out (default: ./%(default)s)")  # fmt: skip
     add = parser.add_argument_group("pace and money").add_argument
     add("--max_in_flight", type=int, default=16, help="prompts worked on at the same time (default: %(default)s)")
-    add("--requests_per_minute", type=float, help="(default: no limit of our own)")
-    add("--tokens_per_minute", type=float, help="(default: no limit of our own)")
+    add("--requests_per_minute", type=float, help="sent in any minute, at most (default: no limit of ours)")
+    add("--tokens_per_minute", type=float, help="sent in any minute, at most (default: no limit of ours)")
     add("--timeout", type=float, default=120, help="seconds to wait for an answer (default: %(default)s)")
     add("--dry_run", action="store_true", help="show rows and the price of each part; ask nothing")
     add("--max_usd", type=float, help="stop before this run has cost more, US dollars (default: no bound)")

@@ -41,7 +41,8 @@ SECONDS_PER_ANSWER = 1.0  # for the estimate of the time; hosted models take abo
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("what to label").add_argument
-    add("--dataset", default=DATASET, help="hub id, or local .jsonl, .csv or .parquet file(s) (default: %(default)s)")
+    add("--dataset", nargs="+", default=[DATASET], metavar="NAME", help="hub id, or local .jsonl, .csv or .parquet "
+        f"files or globs (default: {DATASET})")  # fmt: skip
     add("--prompt_column", help="column of the prompts (default: the usual names)")
     add("--limit", type=int, default=10_000, help="prompts to draw at random; 0 is all (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
@@ -60,8 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_output_tokens", type=int, default=256, help="longest answer, in tokens (default: %(default)s)")
     add = parser.add_argument_group("pace and money").add_argument
     add("--max_in_flight", type=int, default=32, help="requests at the same time (default: %(default)s)")
-    add("--requests_per_minute", type=float, help="(default: no limit of our own)")
-    add("--tokens_per_minute", type=float, help="(default: no limit of our own)")
+    add("--requests_per_minute", type=float, help="sent in any minute, at most (default: no limit of ours)")
+    add("--tokens_per_minute", type=float, help="sent in any minute, at most (default: no limit of ours)")
     add("--timeout", type=float, default=60, help="seconds to wait for an answer (default: %(default)s)")
     add("--dry_run", action="store_true", help="show rows, tokens, price and time; ask nothing")
     add("--max_usd", type=float, help="stop before the output file has cost more, US dollars (default: no bound)")
@@ -129,9 +130,9 @@ def draw(args: argparse.Namespace) -> DrawnPrompts:
     try:
         drawn = DrawnPrompts(filters.prompts(records), args.limit, args.seed, folder, args.drop_near_duplicates)
     except OSError as error:
-        raise InputError(f"cannot read {args.dataset} or write to {folder}: {error.strerror}") from error
+        raise InputError(f"cannot read the data set or write to {folder}: {error.strerror}") from error
     passed = filters.rows - filters.dropped.total()
-    print(f"{args.dataset}: {filters.rows:,} rows, {passed:,} pass the filters")
+    print(f"{', '.join(args.dataset)}: {filters.rows:,} rows, {passed:,} pass the filters")
     for reason, count in sorted(filters.dropped.items(), key=lambda item: -item[1]):
         print(f"  dropped {count:>9,}  {reason}")
     if drawn.near_copies:

@@ -47,15 +47,17 @@ class Record(NamedTuple):
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_records(dataset: str) -> Iterator[Record]:
-    """The rows of a hub data set (streamed) or of local JSONL, CSV or parquet files, one at a time.
+def read_records(datasets: Iterable[str]) -> Iterator[Record]:
+    """The rows of hub data sets (streamed) and of local JSONL, CSV or parquet files, one at a time.
 
     Raises:
         InputError: no such file, an unknown kind of file, a malformed line (named), or a hub that refuses or is away.
     """
-    if not looks_local(dataset):
-        yield from _read_hub(dataset)
-        return
+    for dataset in datasets:
+        yield from _read_files(dataset) if looks_local(dataset) else _read_hub(dataset)
+
+
+def _read_files(dataset: str) -> Iterator[Record]:
     for path in expand_paths([str(Path(dataset) / "*.parquet") if os.path.isdir(dataset) else dataset]):
         read = READERS.get(path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix)
         if read is None:

@@ -166,6 +166,13 @@ def test_files_of_every_kind(kind, capsys):
     assert "3 rows, 2 pass" in said and re.search(r"dropped +1 +repeated", said) and "2 rows to label" in said
 
 
+def test_several_files_and_globs_are_read_as_one(capsys):
+    for name in ("a1", "a2", "b"):
+        Path(f"{name}.jsonl").write_text(f'{{"prompt": "of {name}"}}\n{{"prompt": "shared"}}\n')
+    assert label("--dataset", "a*.jsonl", "b.jsonl", "--dry_run") == 0
+    assert "6 rows, 4 pass" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -201,7 +208,7 @@ def test_a_gated_data_set_names_its_page_and_the_token(monkeypatch):
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="no development data")
 def test_the_lmsys_shape():
     drawn, filters = drawn_from(
-        [r.fields for r in prompt_sources.read_records(str(SHARED_DATA / "lmsys_chat_1m_sample.jsonl"))],
+        [r.fields for r in prompt_sources.read_records([str(SHARED_DATA / "lmsys_chat_1m_sample.jsonl")])],
         languages=frozenset({"english"}),
     )
     assert filters.rows == 1333
@@ -390,15 +397,18 @@ def test_durations_of_the_rate_headers(text, seconds):
     assert endpoint._duration(text) == pytest.approx(seconds)
 
 
-def test_rate_headers_slow_the_run_before_the_limit_is_hit(serve):
-    limits = {"x-ratelimit-limit-requests": "600", "x-ratelimit-reset-requests": "60s"}
+@pytest.mark.parametrize(("kind", "limit"), [("requests", 600), ("tokens", 600 * 110)])
+def test_rate_headers_slow_the_run_before_the_limit_is_hit(serve, kind, limit):
+    headers = {
+        f"x-ratelimit-limit-{kind}": limit,
+        f"x-ratelimit-remaining-{kind}": 0,
+        f"x-ratelimit-reset-{kind}": "1m0s",
+    }
     write_prompts(4)
-    server = serve(
-        lambda *_: Answer(completion().body, headers=limits | {"x-ratelimit-remaining-requests": "0"}), delay=0.0
-    )
+    server = serve(lambda *_: Answer(completion().body, headers=headers))
     assert label("--max_in_flight", "1") == 0
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert min(gaps) >= 0.1, "600 a minute is one in 0.1 s"
+    assert min(gaps) >= 0.1, "600 answers of 110 tokens a minute are one in 0.1 s"
 
 
 FAILED = {
