@@ -34,7 +34,7 @@ def judge(scores: dict[str, np.ndarray], targets: np.ndarray, threshold: float) 
 
     Args:
         scores: name -> superior scores, shape (n,); the router's under ROUTER. Scores above 1 are only ranked.
-        targets: labels or grades, shape (n,), 0..1.
+        targets: labels, shape (n,), 1 is superior.
         threshold: superior from this probability on.
     """
     draws = bootstrap_weights(len(targets))
@@ -74,15 +74,28 @@ def judge_questions(questions: list[LabelledQuestion], scores: dict[str, np.ndar
     return report
 
 
-def calibration(logits: np.ndarray, targets: np.ndarray, temperature: float) -> dict:
-    """Expected calibration error on rows that did not choose the temperature, before and after scaling."""
-    draws = bootstrap_weights(len(targets))
-    metric = expected_calibration_error(targets)
+def calibration(logits: np.ndarray, shift: float, labels: np.ndarray, temperature: float) -> dict:
+    """Expected calibration error on rows that chose neither temperature nor shift, before and after them.
+
+    Args:
+        logits: with the shift, shape (n, 2).
+        shift: what calibration added to the superior logit.
+        labels: 1 is superior, shape (n,).
+        temperature: what the logits are divided by.
+    """
+    draws = bootstrap_weights(len(labels))
+    metric = expected_calibration_error(labels)
     return {
         "temperature": temperature,
-        "expected_calibration_error_before": vars(estimate(metric, calibrated(logits, 1.0), draws)),
+        "shift": shift,
+        "expected_calibration_error_before": vars(estimate(metric, uncalibrated(logits, shift), draws)),
         "expected_calibration_error_after": vars(estimate(metric, calibrated(logits, temperature), draws)),
     }
+
+
+def uncalibrated(logits: np.ndarray, shift: float) -> np.ndarray:
+    """Superior probabilities, shape (n,), as the model gave them before it was calibrated."""
+    return calibrated(logits - [0.0, shift], 1.0)
 
 
 def markdown_table(report: dict) -> str:
@@ -111,8 +124,8 @@ def draw_plots(folder: Path, test: Split, logits: np.ndarray, settings: RouterSe
     from finetuning_model import plots
 
     scores = calibrated(logits, settings.temperature)
-    labels = (test.targets >= 0.5).astype(float)
-    plots.reliability(folder / "reliability.png", test.targets, calibrated(logits, 1.0), scores, "test rows")
+    labels = test.labels
+    plots.reliability(folder / "reliability.png", test.labels, uncalibrated(logits, log["shift"]), scores, "test rows")
     groups = {label: labels == i for i, label in enumerate(LABELS)}
     plots.score_histogram(folder / "scores.png", scores, groups, settings.threshold, "test rows")
     evaluated = [entry for entry in log["history"] if "eval_loss" in entry]
@@ -161,6 +174,7 @@ def write_model_card(folder: Path, record: dict, metrics: dict, settings: Router
         test_rows=record["rows"]["test"],
         max_length=settings.max_length,
         temperature=f"{settings.temperature:.3f}",
+        shift=f"{scaling['shift']:+.3f}",
         threshold=settings.threshold,
         thresholds="\n".join(f"| {key} | {value:.3f} |" for key, value in settings.thresholds.items()),
         test_table=markdown_table(metrics["test"]),

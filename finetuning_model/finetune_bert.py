@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from finetuning_model.training import fine_tune, load_base, logit_rows
+    from finetuning_model.training import fine_tune, load_base, logit_rows, shift_head
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -169,14 +169,16 @@ def main(argv: list[str] | None = None) -> Path | None:
             continue
         model = trainer.model
         logits = logit_rows(model, tokenizer, validation.prompts, args.max_length)
-        margin = logits[:, 1] - logits[:, 0]
-        temperature = fit_temperature(margin, validation.targets)
-        loss = float(np.mean(np.logaddexp(0, margin / temperature) - validation.targets * margin / temperature))
+        temperature, shift = fit_temperature(logits[:, 1] - logits[:, 0], validation.labels)
+        shift = shift_head(model, shift)
+        logits[:, 1] += shift
+        z = (logits[:, 1] - logits[:, 0]) / temperature
+        loss = float(np.mean(np.logaddexp(0, z) - validation.labels * z))
         test_logits = logit_rows(model, tokenizer, test.prompts, args.max_length)
-        run = {"seed": seed, "validation_loss": loss, "temperature": temperature, **log}
+        run = {"seed": seed, "validation_loss": loss, "temperature": temperature, "shift": shift, **log}
         run["test"] = {
             key: metric(calibrated(test_logits, temperature), np.ones((1, len(test.rows))))[0]
-            for key, metric in label_figures(test.targets, 0.5).items()
+            for key, metric in label_figures(test.labels, 0.5).items()
         }
         runs.append(run)
         if best is None or loss < best[0]["validation_loss"]:
@@ -199,7 +201,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     write_checkpoint(folder, model, tokenizer, settings)
     write_predictions(folder / "predictions.jsonl", test, calibrated(test_logits, settings.temperature))
     write_predictions(folder / "validation_predictions.jsonl", validation, validation_scores)
-    export_onnx(folder, validation.prompts, (validation.targets >= 0.5).astype(int))
+    export_onnx(folder, validation.prompts, validation.labels)
 
     # 5. Judging, on the test part and on the questions that the labeller was not shown
     say("judging beside the baselines ...")
@@ -211,8 +213,8 @@ def main(argv: list[str] | None = None) -> Path | None:
     scores = {ROUTER: np.concatenate([calibrated(test_logits, settings.temperature), question_scores]), **baselines}
     n = len(test.rows)
     metrics = {
-        "test": judge({name: values[:n] for name, values in scores.items()}, test.targets, settings.threshold),
-        "calibration": calibration(test_logits, test.targets, settings.temperature),
+        "test": judge({name: values[:n] for name, values in scores.items()}, test.labels, settings.threshold),
+        "calibration": calibration(test_logits, run["shift"], test.labels, settings.temperature),
     }
     if test_questions:
         on_questions = {name: values[n:] for name, values in scores.items()}

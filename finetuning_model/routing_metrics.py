@@ -197,15 +197,26 @@ def quality_curve(scores: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.
     return calls, np.concatenate([[0], np.cumsum(gained[0])]) / gained.sum()
 
 
-def fit_temperature(logit_margin: np.ndarray, y: np.ndarray) -> float:
-    """The temperature T that minimises the cross entropy of sigmoid(margin / T) against y (Guo et al. 2017)."""
-    from scipy.optimize import minimize_scalar
+def fit_temperature(logit_margin: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Temperature scaling with a shift (Guo et al. 2017; Platt 1999).
 
-    def cross_entropy(log_t: float) -> float:
-        z = logit_margin / np.exp(log_t)
+    Args:
+        logit_margin: superior minus inferior logit, shape (n,).
+        y: labels, 0 or 1, shape (n,).
+
+    Returns:
+        The temperature T (0.05..20) and the shift b (-5..5) that minimise the cross entropy of
+        sigmoid((margin + b) / T) against y.
+    """
+    from scipy.optimize import minimize
+
+    def cross_entropy(parameters: np.ndarray) -> float:
+        z = (logit_margin + parameters[1]) / np.exp(parameters[0])
         return float(np.mean(np.logaddexp(0, z) - y * z))
 
-    return float(np.exp(minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    bounds = [(np.log(0.05), np.log(20)), (-5, 5)]
+    log_t, shift = minimize(cross_entropy, [0.0, 0.0], bounds=bounds, method="L-BFGS-B").x
+    return float(np.exp(log_t)), float(shift)
 
 
 def _ties(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,12 +240,12 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def label_figures(targets: np.ndarray, threshold: float) -> dict[str, Metric]:
-    """The metrics of probabilities against labels or grades (targets, shape (n,), 0..1; superior from 0.5 on)."""
+    """The metrics of probabilities against labels (targets, shape (n,), 0..1: superior from 0.5 on)."""
     labels = (targets >= 0.5).astype(np.float64)
     return {
         "AUROC": auroc(labels),
         "average precision": average_precision(labels),
         "accuracy": accuracy(labels, threshold),
-        "Brier score": brier(targets),
-        "expected calibration error": expected_calibration_error(targets),
+        "Brier score": brier(labels),
+        "expected calibration error": expected_calibration_error(labels),
     }

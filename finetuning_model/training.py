@@ -140,7 +140,7 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
             target = inputs.pop("labels")
             outputs = model(**inputs)
             logits = outputs.logits.float()
-            # Both labels weigh the same in all; the head's bias takes the prior back after training.
+            # Both labels weigh the same in all; calibration gives the prior back.
             weight = target * 0.5 / prior + (1 - target) * 0.5 / (1 - prior)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(
                 logits[:, 1] - logits[:, 0], target, weight=weight
@@ -206,7 +206,6 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
     tokens = sum(len(row["input_ids"]) for row in rows) * trainer.state.epoch
-    return_prior(trainer.model, prior)
     log = {
         "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
         "seconds": seconds,
@@ -233,14 +232,16 @@ def layer_groups(model, args: argparse.Namespace) -> list[dict]:
     ]
 
 
-def return_prior(model, prior: float) -> None:
-    """Give the head's bias the log odds of the training prior that balancing the labels took away."""
+def shift_head(model, shift: float) -> float:
+    """Add `shift` to the superior logit of every prompt, in the head's bias; returns what was added (0 without one)."""
     import torch
 
-    heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 2]
-    if heads and heads[-1].bias is not None:
-        with torch.no_grad():
-            heads[-1].bias[1] += math.log(prior / (1 - prior))
+    heads = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2]
+    if not heads or heads[-1].bias is None:
+        return 0.0
+    with torch.no_grad():
+        heads[-1].bias[1] += shift
+    return shift
 
 
 def newest_trainer_state(folder: Path) -> Path | None:

@@ -24,7 +24,7 @@ HELD_OUT = 0.1  # of the rows for validation, and again for the test
 
 @dataclass
 class Split:
-    """Rows of one part, and their targets (superior probabilities, shape (n,))."""
+    """Rows of one part, their targets (superior probabilities, shape (n,)) and their labels (1 is superior)."""
 
     rows: list[LabelledPrompt]
 
@@ -35,6 +35,10 @@ class Split:
     @property
     def targets(self) -> np.ndarray:
         return np.array([row.target for row in self.rows], dtype=np.float64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return (self.targets >= 0.5).astype(np.float64)
 
 
 def read_training_rows(patterns: list[str], outcome_target: str) -> tuple[list[LabelledPrompt], dict]:
@@ -76,6 +80,8 @@ def _graded(outcome: Outcome, target: str) -> LabelledPrompt:
     """An outcome as a graded prompt: how bad the inferior answer was, or how much better the other."""
     gain = outcome.strong_score - outcome.weak_score
     grade = 1 - outcome.weak_score if target == "fail" else (1 + gain) / 2
+    if target == "gain" and gain == 0:
+        grade = np.nextafter(0.5, 0)  # a tie does not need the superior model
     grade = min(1.0, max(0.0, grade))
     return LabelledPrompt(
         prompt=outcome.prompt,

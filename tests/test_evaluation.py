@@ -152,11 +152,11 @@ def test_compare_gives_what_estimate_and_paired_difference_give(drawn):
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
-def test_the_temperature_that_made_the_labels_is_found():
+def test_the_temperature_and_shift_that_made_the_labels_are_found():
     draw = np.random.default_rng(0)
     margin = draw.normal(size=20_000) * 4
-    y = (draw.random(20_000) < 1 / (1 + np.exp(-margin / 2.5))).astype(float)
-    assert m.fit_temperature(margin, y) == pytest.approx(2.5, rel=0.05)
+    y = (draw.random(20_000) < 1 / (1 + np.exp(-(margin - 1.5) / 2.5))).astype(float)
+    assert m.fit_temperature(margin, y) == pytest.approx((2.5, -1.5), rel=0.05)
 
 
 # Baselines

@@ -191,7 +191,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "return_prior", stopped)
+    monkeypatch.setattr(training, "logit_rows", stopped)
     more = ("--output_dir", str(tmp_path), "--num_train_epochs", "2")
     with pytest.raises(KeyboardInterrupt):
         finetune_bert.main(arguments(folder, base, *more))
@@ -237,7 +237,8 @@ def test_outcome_rows_become_grades(tmp_path):
     write_rows(tmp_path / "o.jsonl", outcomes)
     for target, grades in (("gain", [1.0, 0.0, 0.5]), ("fail", [1.0, 0.0, 1.0])):
         rows, _ = read_training_rows([tmp_path / "o.jsonl"], target)
-        assert [row.target for row in rows] == grades
+        assert [row.target for row in rows] == pytest.approx(grades)
+        assert [row.label for row in rows] == [SUPERIOR, INFERIOR, SUPERIOR if target == "fail" else INFERIOR]
 
 
 def test_two_labels_of_one_labeller_stop_it_and_two_labellers_do_not(tmp_path):
