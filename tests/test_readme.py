@@ -18,7 +18,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", README, flags=re.M | re.S)
 INLINE = re.findall(r"`(python3 [^`]+|make \w+)`", README)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()] + INLINE
-SCRIPTS = sorted({command for command in COMMANDS if re.match(r"python3 \w+/\w+\.py", command)})
+SCRIPTS = sorted(
+    {command for command in COMMANDS if re.match(r"(python3|torchrun|accelerate) .*?\w+/\w+\.py", command)}
+)
 FREE = ("make ", "cat final", "grep ", "deactivate", "cp .env", "python3 -m pip", "pip ")  # tested otherwise, or by CI
 
 
@@ -30,7 +32,7 @@ def test_every_command_is_of_a_kind_that_is_tested():
 
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_script_commands_parse(command, tmp_path, monkeypatch):
-    script, *arguments = shlex.split(command.removeprefix("python3 "))
+    script, *arguments = shlex.split(re.search(r"\w+/\w+\.py.*", command).group())
     assert (ROOT / script).exists(), script
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     monkeypatch.chdir(tmp_path)
