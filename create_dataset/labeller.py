@@ -77,7 +77,7 @@ def parse_label(choice: Choice) -> str:
     if choice.finish_reason == "length":
         if match := CUT_AFTER_LABEL.fullmatch(text):
             return match[1]
-        raise NoAnswer(f"answer cut off at --max_output_tokens: {text.strip()[:80]!r}")
+        raise NoAnswer(f"answer cut off at --max_output_tokens or the model's context: {text.strip()[:80]!r}")
     if not text.strip():
         raise NoAnswer("empty answer")
     try:
