@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -47,7 +48,7 @@ def project(tmp_path_factory) -> Path:
         return completion(SUPERIOR_ANSWER if any(word in prompt for word in HARD) else INFERIOR_ANSWER)
 
     with OpenAIServer(behave) as server:
-        server.printed = run(
+        run(
             folder,
             "create_dataset/label_prompts.py",
             *("--dataset", "prompts.jsonl", "--limit", "0", "--model", "org/m"),
@@ -55,7 +56,7 @@ def project(tmp_path_factory) -> Path:
             OPENAI_BASE_URL=server.url,
         )
         assert {body["messages"][0]["content"] for body in server.bodies} == {
-            (folder / "final-datasets" / "labelling_prompt.txt").read_text()
+            (folder / "final-datasets" / "labelling_prompt.txt").read_text().strip()
         }
     base = save_checkpoint(folder / "tiny-bert", model=random_bert())
     run(folder, "finetuning_model/finetune_bert.py", "--hf_model_name", base, "--learning_rate", "5e-3",
@@ -84,17 +85,20 @@ def test_the_newest_checkpoint_serves_the_page(project):
     (saved,) = (project / "models").glob("*-save")
     easy, hard = Router.load(saved).score(["apple bread number n3", "zorp bread number n3"])
     assert easy < hard
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     page = subprocess.Popen(
-        [sys.executable, ROOT / "inference" / "run_gradio_model.py", "--server_port", "0"],
+        [sys.executable, ROOT / "inference" / "run_gradio_model.py", "--server_port", str(port)],
         cwd=project,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
-        line = next(line for line in page.stdout if "http://127.0.0.1" in line)
-        url = line[line.index("http://") :].split()[0].rstrip("/.,)")
-        with urllib.request.urlopen(url) as answer:
+        last_line = next(line for line in page.stdout if f"http://127.0.0.1:{port}" in line)
+        assert saved.name in last_line
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}") as answer:
             assert answer.status == 200
     finally:
         page.kill()
