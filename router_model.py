@@ -31,6 +31,7 @@ OLD_LABELS = ("LABEL_0", "LABEL_1")  # a plain two-label checkpoint: 0 is inferi
 CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tokenising would never be scored
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 MOST_CORES = 8  # for one prompt; more only wait for one another
+ONE_CORE_WORK = 2.4e9  # bytes of the ONNX file times tokens: about three milliseconds on one core
 
 Backend = Literal["onnx", "torch"]
 Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
@@ -445,27 +446,32 @@ class OnnxForward:
     """The forward pass of an ONNX file on the CPU.
 
     Each prompt is a pass of its own: on a CPU a batch gains nothing, padding costs, and int8 scales that span a batch
-    would make a score depend on its neighbours. One prompt is worked on by all cores, many by one core each.
+    would make a score depend on its neighbours. A long prompt is worked on by all cores; a short one by one core,
+    which takes no longer and does not suffer when the others are busy; and many prompts by one core each.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self._lock = threading.Lock()
-        self._cores = min(
-            MOST_CORES, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        )
-        self._all_cores = self._session(self._cores)
+        self._cores = min(MOST_CORES, _cores_here())
+        self._one_core = self._all_cores = self._session(1)
+        if self._cores > 1:
+            self._all_cores = self._session(self._cores)
+            self._logits(self._all_cores, [0] * 64)  # the first pass is several times slower
+        self._short = ONE_CORE_WORK / path.stat().st_size
 
     def __call__(self, rows: list[list[int]]) -> np.ndarray:
-        if len(rows) == 1 or self._cores == 1:
-            return np.concatenate([self._logits(self._all_cores, row) for row in rows])
+        if len(rows) == 1:
+            return self._logits(self._one_core if len(rows[0]) <= self._short else self._all_cores, rows[0])
+        if self._cores == 1:
+            return np.concatenate([self._logits(self._one_core, row) for row in rows])
         with self._lock:
-            session, pool = self._one_core_each
-        return np.concatenate(list(pool.map(lambda row: self._logits(session, row), rows)))
+            pool = self._pool
+        return np.concatenate(list(pool.map(lambda row: self._logits(self._one_core, row), rows)))
 
     @cached_property
-    def _one_core_each(self):
-        return self._session(1), ThreadPoolExecutor(self._cores, thread_name_prefix="router")
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._cores, thread_name_prefix="router")
 
     def _session(self, threads: int):
         import onnxruntime
@@ -485,6 +491,14 @@ class OnnxForward:
     @staticmethod
     def _logits(session, row: list[int]) -> np.ndarray:
         return session.run(None, {"input_ids": np.array([row], dtype=np.int64)})[0]
+
+
+def _cores_here() -> int:
+    """The cores that this process may use; OMP_NUM_THREADS, which job schedulers and Ray set, comes first."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _torch_forward(folder: Path, pad_id: int) -> Forward:

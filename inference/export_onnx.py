@@ -44,7 +44,7 @@ MAX_AUROC_LOSS = 0.003
 MAX_EXPORT_ERROR = 1e-3  # fp32 ONNX against PyTorch: more means that the exporter misread the model
 ROWS_AGAINST_TORCH = 32
 ROWS_FOR_RANGES = 128
-SMOOTHING = 0.85  # share of the inputs' range that is moved to the weights; 0.7 to 1 do equally well
+SMOOTHING = 0.6  # share of the channels' unevenness that is moved from the inputs to the weights
 VALIDATION_FILE = "validation_predictions.jsonl"
 
 
@@ -64,7 +64,7 @@ def export_onnx(
     """Write the fastest ONNX file whose scores stay, and record it in router.json.
 
     The weights of the matrix products become int8, one scale a column, and their inputs are quantised as they come,
-    after their channels were made equally wide; embeddings, normalisations, pooler and classifier stay fp32. Where
+    after they were made even (`write_smoothed`); embeddings, normalisations, pooler and classifier stay fp32. Where
     that moves the scores too far (see the limits above), the feed-forward layers' second products, whose inputs have
     the widest range, stay fp32 too; where even that moves them, everything does.
 
@@ -193,11 +193,13 @@ def narrowing_products(path: Path) -> list[str]:
 
 
 def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
-    """Make the channels that enter each product about equally wide, and its weights' rows uneven in turn.
+    """Prepare the products for int8, without changing what they compute.
 
-    Inputs get one int8 scale for all channels, so a few wide channels cost the others their precision, whereas
-    weights have a scale a column. The product is the same: x W = (x / s) (s W), with s = max|x|^a / max|W|^(1 - a) a
-    channel (SmoothQuant, Xiao et al. 2022). It halves the change of the scores for a multiplication more.
+    Inputs get one int8 scale for everything, so a few wide channels, or one extreme token, cost the rest their
+    precision; weights have a scale a column. So before each product the channels are made about equally wide, and the
+    weights' rows uneven in turn: x W = (x / s) (s W), with s = max|x|^a / max|W|^(1 - a) a channel (SmoothQuant, Xiao
+    et al. 2022). Before the narrowing products, whose inputs vary most between tokens, each token's vector is also
+    divided by its largest value, and the product multiplied by it.
 
     Args:
         plain: the fp32 file.
@@ -209,6 +211,10 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
     from onnx import numpy_helper
 
     model = onnx.load(plain)
+
+    def make_node(kind: str, inputs: list[str], outputs: list[str], **attributes):
+        return onnx.helper.make_node(kind, inputs, outputs, name=outputs[0] + "/" + kind, **attributes)
+
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     fed_by = defaultdict(list)  # several products, such as query, key and value, share an input
     for node in products(model.graph):
@@ -225,6 +231,7 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
 
     # 2. One more multiplication before the products, and the weights that undo it
     nodes = list(model.graph.node)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e-12), "tiny"))
     for name, fed in fed_by.items():
         matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in fed]
         width_of_weights = np.abs(np.concatenate(matrices, axis=1)).max(axis=1)
@@ -232,11 +239,24 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
         scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
         even, factor = f"{name}/even", f"{name}/factor"
         model.graph.initializer.append(numpy_helper.from_array(1 / scale, factor))
-        before = min(nodes.index(node) for node in fed)
-        nodes.insert(before, onnx.helper.make_node("Mul", [name, factor], [even], name=even))
+        first = min(nodes.index(node) for node in fed)
+        nodes.insert(first, make_node("Mul", [name, factor], [even]))
         for node, matrix in zip(fed, matrices, strict=True):
             weights[node.input[1]].CopyFrom(numpy_helper.from_array(matrix * scale[:, None], node.input[1]))
             node.input[0] = even
+            if matrix.shape[0] > matrix.shape[1]:
+                size, widest_value, unit, product = (
+                    f"{node.name}/{each}" for each in ("size", "max", "unit", "product")
+                )
+                at = nodes.index(node)
+                nodes[at:at] = [
+                    make_node("Abs", [even], [size]),
+                    make_node("ReduceMax", [size], [f"{node.name}/largest"], axes=[-1], keepdims=1),
+                    make_node("Add", [f"{node.name}/largest", "tiny"], [widest_value]),  # a vector may be all zeros
+                    make_node("Div", [even, widest_value], [unit]),
+                ]
+                nodes.insert(at + 5, make_node("Mul", [product, widest_value], [node.output[0]]))
+                node.input[0], node.output[0] = unit, product
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)
