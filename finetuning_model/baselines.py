@@ -1,6 +1,7 @@
 """What a router has to beat, trained on the same rows: prompt length, TF-IDF, and the frozen encoder's embeddings."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -87,12 +88,32 @@ def _logistic(train, targets: np.ndarray, test) -> np.ndarray:
     )
 
 
-def _neighbours(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Mean grade of the nearest training prompts by cosine, weighted by it."""
-    nearest = min(NEIGHBOURS, len(train))
+def drawn_to_neighbours(targets: np.ndarray, vectors: np.ndarray, weight: float) -> np.ndarray:
+    """Grades, each drawn by `weight` (0..1) to what its nearest neighbours were graded: one judgement errs, many less.
+
+    Args:
+        targets: superior probabilities, shape (n,).
+        vectors: unit embeddings of their prompts, shape (n, hidden size).
+        weight: 0 leaves the grades as they are.
+
+    Returns:
+        Shape (n,), within 0.02..0.98: (1 - weight) grade + weight (a + b m), where m is the mean grade of the nearest
+        other rows, and a and b are what predicts the grades best from it. Where neighbours say nothing b is near 0.
+    """
+    means = _neighbours(vectors, targets, vectors, leave_out_itself=True)
+    slope = np.cov(means, targets)[0, 1] / max(np.var(means, ddof=1), 1e-9)
+    predicted = np.clip(targets.mean() + slope * (means - means.mean()), 0.02, 0.98)
+    return (1 - weight) * targets + weight * predicted
+
+
+def _neighbours(train: np.ndarray, targets: np.ndarray, test: np.ndarray, leave_out_itself: bool = False) -> np.ndarray:
+    """Mean grade of the nearest training prompts by cosine, weighted by it; `leave_out_itself`: test is train."""
+    nearest = min(NEIGHBOURS, len(train) - leave_out_itself)
     scores = np.empty(len(test))
     for start in range(0, len(test), 1024):
         cosine = test[start : start + 1024] @ train.T
+        if leave_out_itself:
+            cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1
         top = np.argpartition(-cosine, nearest - 1, axis=1)[:, :nearest]
         weight = np.clip(np.take_along_axis(cosine, top, axis=1), 1e-6, None)
         scores[start : start + 1024] = (weight * targets[top]).sum(1) / weight.sum(1)
@@ -119,8 +140,9 @@ def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_dir).backend_tokenizer, max_length)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
+    @lru_cache(maxsize=1)  # the training prompts are asked for more than once
     @torch.inference_mode()
-    def embed(prompts: Sequence[str]) -> np.ndarray:
+    def embed(prompts: tuple[str, ...]) -> np.ndarray:
         rows = [torch.tensor(row.ids) for row in encoder(prompts)]
         vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
         for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
@@ -132,4 +154,4 @@ def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
             vectors[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
         return vectors
 
-    return embed
+    return lambda prompts: embed(tuple(prompts))

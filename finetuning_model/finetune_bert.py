@@ -39,7 +39,8 @@ from router_model import RouterSettings, calibrated
 
 TRAIN_FILES = "final-datasets/router_dataset_labelled-*.jsonl"
 SAMPLE = "final-datasets/sample/router_dataset_sample.jsonl"
-MANY_ROWS = 10_000  # enough to train every layer
+MANY_ROWS = 10_000  # enough to train every layer, and on the grades as they are
+NEIGHBOUR_WEIGHT = 0.3
 QUESTIONS_FILE = "final-datasets/mt_bench_questions_labelled.jsonl"
 
 
@@ -77,6 +78,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         help="the embeddings and this many of the lowest layers are not trained (default: half of the layers where "
         "there are fewer than 10,000 rows, else 0)",
+    )
+    add(
+        "--neighbour_weight",
+        type=float,
+        help="how far each grade is drawn to those of rows with like embeddings, 0 to 1 (default: 0.3 where there are "
+        "fewer than 10,000 rows, else 0)",
     )
     add("--weight_decay", type=float, default=0.01, help="(default: 0.01)")
     add("--dropout", type=float, default=0.0, help="in the encoder (default: 0, as PyTorch's dropout is slow on CPUs)")
@@ -116,6 +123,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("num_seeds", "per_device_train_batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1")
+    if args.neighbour_weight is not None and not 0 <= args.neighbour_weight <= 1:
+        raise InputError("--neighbour_weight must be between 0 and 1")
     return args
 
 
@@ -135,6 +144,8 @@ def main(argv: list[str] | None = None) -> Path | None:
 
     if args.freeze_layers is None and len(train.rows) >= MANY_ROWS:
         args.freeze_layers = 0
+    if args.neighbour_weight is None:
+        args.neighbour_weight = 0 if len(train.rows) >= MANY_ROWS else NEIGHBOUR_WEIGHT
 
     # The heavy libraries are loaded only now, when a wrong flag or row has been named
     import torch
@@ -142,6 +153,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    from finetuning_model.baselines import baseline_scores, drawn_to_neighbours, frozen_encoder
     from finetuning_model.training import fine_tune, load_base, logit_rows, shift_head
 
     transformers.logging.set_verbosity_error()
@@ -159,12 +171,17 @@ def main(argv: list[str] | None = None) -> Path | None:
     record = run_record(args, data)
 
     # 2. Training, once a seed; the seed with the lowest validation loss is kept
-    runs, best = [], None
+    runs, best, targets = [], None, None
     for seed in range(args.seed, args.seed + args.num_seeds):
         transformers.set_seed(seed)
         model, tokenizer = load_base(args.hf_model_name, args.dropout, args.freeze_layers)
         args.max_length = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
-        trainer, log = fine_tune(model, tokenizer, train, validation, args, seed, folder)
+        if targets is None:
+            embed = frozen_encoder(args.hf_model_name, max_length=min(args.max_length, 128))
+            targets = train.targets
+            if args.neighbour_weight:
+                targets = drawn_to_neighbours(targets, embed(train.prompts), args.neighbour_weight)
+        trainer, log = fine_tune(model, tokenizer, train, validation, args, seed, folder, targets)
         if not state.is_main_process:
             continue
         model = trainer.model
@@ -187,7 +204,6 @@ def main(argv: list[str] | None = None) -> Path | None:
         return None
 
     # 3. Calibration and thresholds, from the validation part
-    from finetuning_model.baselines import baseline_scores, frozen_encoder
     from finetuning_model.choose_threshold import thresholds_for_checkpoint
 
     run, model, validation_logits, test_logits = best
@@ -207,7 +223,6 @@ def main(argv: list[str] | None = None) -> Path | None:
     say("judging beside the baselines ...")
     test_questions = [question for question in questions if not question.in_labelling_prompt]
     question_prompts = [question.prompt for question in test_questions]
-    embed = frozen_encoder(args.hf_model_name, max_length=min(args.max_length, 128))
     baselines = baseline_scores(train.prompts, train.targets, test.prompts + question_prompts, embed, args.seed)
     question_scores = calibrated(logit_rows(model, tokenizer, question_prompts, args.max_length), settings.temperature)
     scores = {ROUTER: np.concatenate([calibrated(test_logits, settings.temperature), question_scores]), **baselines}

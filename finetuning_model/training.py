@@ -106,8 +106,20 @@ class LengthWindows:
         return iter([row for batch in batches for row in batch])
 
 
-def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.Namespace, seed: int, folder: Path):
+def fine_tune(
+    model,
+    tokenizer,
+    train: Split,
+    validation: Split,
+    args: argparse.Namespace,
+    seed: int,
+    folder: Path,
+    targets: np.ndarray | None = None,
+):
     """Train on soft targets; the model keeps the weights with the lowest validation loss.
+
+    Args:
+        targets: what to train on instead of the grades of the training rows, shape (n,).
 
     Returns:
         The Trainer, and the training log: its `log_history` with tokens per second (padding not counted).
@@ -116,11 +128,15 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
     from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments
 
     encode = PromptEncoder(tokenizer.backend_tokenizer, args.max_length)
-    prior = float(np.clip(train.targets.mean(), 0.01, 0.99))
+    targets = train.targets if targets is None else targets
+    prior = float(np.clip(targets.mean(), 0.01, 0.99))
 
-    def dataset(split: Split) -> list[dict]:
-        rows = zip(encode(split.prompts), split.targets, strict=True)
+    def dataset(prompts: list[str], targets: np.ndarray) -> list[dict]:
+        rows = zip(encode(prompts), targets, strict=True)
         return [{"input_ids": row.ids, "labels": target} for row, target in rows]
+
+    def tokens_of(row: dict) -> int:
+        return len(row["input_ids"])
 
     def collate(rows: list[dict]) -> dict:
         ids = [torch.tensor(row["input_ids"]) for row in rows]
@@ -134,7 +150,7 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
     class RouterTrainer(Trainer):
         def _get_train_sampler(self, train_dataset=None):
             size = args.per_device_train_batch_size * self.args.world_size
-            return LengthWindows([len(row["input_ids"]) for row in self.train_dataset], size, seed)
+            return LengthWindows(list(map(tokens_of, self.train_dataset)), size, seed)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             target = inputs.pop("labels")
@@ -159,7 +175,7 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
             if state.is_world_process_zero and self.training_bar is not None and logs and "eval_loss" in logs:
                 self.training_bar.set_postfix_str(f"epoch {logs['epoch']:.1f}, validation loss {logs['eval_loss']:.4f}")
 
-    rows = dataset(train)
+    rows = dataset(train.prompts, targets)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     steps_per_epoch = math.ceil(len(rows) / (args.per_device_train_batch_size * world_size))
     evaluate_every = max(1, math.ceil(steps_per_epoch / 2))
@@ -196,7 +212,7 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
         ),
         data_collator=collate,
         train_dataset=rows,
-        eval_dataset=dataset(validation),
+        eval_dataset=sorted(dataset(validation.prompts, validation.targets), key=tokens_of),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience)],
     )
     trainer.remove_callback(ProgressCallback)
@@ -205,7 +221,7 @@ def fine_tune(model, tokenizer, train: Split, validation: Split, args: argparse.
     checkpoint = newest_trainer_state(folder / f"seed-{seed}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
-    tokens = sum(len(row["input_ids"]) for row in rows) * trainer.state.epoch
+    tokens = sum(map(tokens_of, rows)) * trainer.state.epoch
     log = {
         "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
         "seconds": seconds,

@@ -295,3 +295,21 @@ def test_help_is_light():
 
 def test_the_tiny_tokenizer_knows_the_made_up_words():
     assert tiny_tokenizer(HARD).backend_tokenizer.encode("zorp").tokens == ["[CLS]", "zorp", "[SEP]"]
+
+
+def test_a_grade_is_drawn_to_those_of_its_neighbours():
+    from finetuning_model.baselines import drawn_to_neighbours
+
+    draw = np.random.default_rng(0)
+    side = np.repeat([0, 1], 40)
+    vectors = np.eye(2, 8)[side] + 0.1 * draw.normal(size=(80, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    grades = np.where(side == 1, 0.9, 0.1)
+    grades[5] = 0.9  # one that contradicts its neighbours
+
+    drawn = drawn_to_neighbours(grades, vectors, 0.5)
+
+    assert drawn[5] < 0.6 and drawn[40:].min() > 0.8 and np.delete(drawn[:40], 5).max() < 0.2
+    np.testing.assert_allclose(drawn_to_neighbours(grades, vectors, 0), grades)
+    unrelated = drawn_to_neighbours(grades, vectors[draw.permutation(80)], 1.0)
+    assert np.std(unrelated) < 0.5 * np.std(grades)  # neighbours that say nothing leave the mean
