@@ -251,8 +251,9 @@ def main(argv: list[str] | None = None) -> Path | None:
 
     # 6. The last words
     print(markdown_table(metrics["test"]))
-    if test_questions:
-        rho = Estimate(**metrics["questions"]["spearman_with_human_preference"][ROUTER])
+    rho = metrics.get("questions", {}).get("spearman_with_human_preference", {}).get(ROUTER)
+    if rho:  # there is none where every question scores alike
+        rho = Estimate(**rho)
         print(f"on {len(test_questions)} MT-Bench questions: Spearman with the human preference {rho}")
     print(f"saved {finished} (metrics with intervals, plots and the model card are in it)")
     print(f"next: python3 inference/run_gradio_model.py --model_save_dir {finished} --hf_model_name {base_name}")
