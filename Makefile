@@ -1,15 +1,17 @@
 # make demo   a router of your own in your browser: packages, fine-tuning on the sample, the page
 # make test   the tests
 # make lint   ruff
+# make litellm   an environment for LiteLLM's proxy with the router in it; its tests run where there is one
 
 PYTHON ?= python3
 VENV   := router-venv
 PY     := $(VENV)/bin/python3
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 MINILM := $(VENV)/all-MiniLM-L6-v2
+LITELLM := litellm-venv
 SAMPLE := final-datasets/sample/router_dataset_sample.jsonl
 
-.PHONY: demo test lint
+.PHONY: demo test lint litellm
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.offline
@@ -22,6 +24,15 @@ test: $(VENV)/.offline $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+litellm: $(LITELLM)/.packages
+
+# LiteLLM's pins and those of requirements.txt exclude each other.
+$(LITELLM)/.packages: requirements-litellm.txt
+	@echo "installing packages into $(LITELLM)/ (1 to 2 minutes) ..."
+	@$(PYTHON) -m venv $(LITELLM)
+	@$(LITELLM)/bin/python3 -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-litellm.txt
+	@touch $@
 
 # Linux without a GPU takes PyTorch's CPU build, a tenth of the size; where its index can't be reached, the usual one.
 $(VENV)/.packages: requirements.txt

@@ -99,6 +99,26 @@ def allow_open_files(needed: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard) if hard > 0 else needed, hard))
 
 
+def make_server(app, grace: float):
+    """The uvicorn server of an endpoint; `grace`: seconds for the answers under way when it is stopped."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        date_header=False,  # the upstream's passes through
+        server_header=False,
+        log_config=None,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        timeout_keep_alive=KEEP_ALIVE,
+        ws="none",
+    )
+    # a broken stream is broken on purpose, and has its own log line
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
+    return uvicorn.Server(config)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     # 1. Check what was given before anything slow happens.
     args = parse_args(argv)
@@ -114,32 +134,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.host not in LOCAL_NAMES and not settings.api_key:
         warnings.warn("anyone who reaches this endpoint spends your money; set ROUTER_API_KEY", stacklevel=1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
 
     # 2. Load the checkpoint.
     router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
     app = create_app(router, settings)
 
     # 3. Serve until Ctrl+C or SIGTERM.
-    import uvicorn
-
     allow_open_files(2 * settings.max_in_flight + 256)
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        date_header=False,  # the upstream's passes through
-        server_header=False,
-        log_config=None,
-        log_level="warning",
-        timeout_graceful_shutdown=args.grace,
-        timeout_keep_alive=KEEP_ALIVE,
-        ws="none",
-    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn's own handler comes first, this one when it is done
     host, port = listener.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     print(f"The endpoint is at {where} ({router.model_save_dir}, {router.backend}; Ctrl+C ends it)", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    make_server(app, args.grace).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -16,13 +16,18 @@ SUPERIOR_ANSWER = '{"label": "ROUTE_TO_SUPERIOR"}'
 
 @dataclass
 class Answer:
-    """A response; `cut` closes the connection after so many bytes of the body, `delay` is in seconds."""
+    """A response; `cut` closes the connection after so many bytes of the body, `delay` is in seconds.
+
+    With `pieces` the body is a stream of them, chunked, `gap` seconds apart; `cut` then counts pieces.
+    """
 
     body: object = ""
     status: int = 200
     headers: dict = field(default_factory=dict)
     delay: float = 0.0
     cut: int | None = None
+    pieces: list[bytes] | None = None
+    gap: float = 0.0
 
 
 def completion(text: str | None = INFERIOR_ANSWER, finish_reason="stop", refusal=None, logprobs=None, n=1) -> Answer:
@@ -49,7 +54,10 @@ class OpenAIServer:
         self.delay = delay
         self.asked: Counter[str] = Counter()  # requests for each prompt
         self.bodies: list[dict] = []
+        self.payloads: list[bytes] = []
         self.headers: list[str] = []
+        self.paths: list[str] = []
+        self.left = 0  # clients that closed their connection before they had the answer
         self.times: list[float] = []
         self.in_flight = self.most_in_flight = 0
         self.model = Answer({"id": "m", "object": "model", "created": 0, "owned_by": "test"})
@@ -62,7 +70,9 @@ class OpenAIServer:
         ready = threading.Event()
 
         def serve() -> None:
-            self._server = self._loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", 0))
+            self._server = self._loop.run_until_complete(
+                asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=2048)
+            )
             self.port = self._server.sockets[0].getsockname()[1]
             self.url = f"http://127.0.0.1:{self.port}/v1"
             ready.set()
@@ -94,15 +104,30 @@ class OpenAIServer:
                         payload += await reader.readexactly(size)
                         await reader.readline()
                     await reader.readline()
-                answer = await self._answer(method, path, head, payload)
-                if not await self._send(writer, answer):
+                answer = await self._answer(method, path, head, payload, reader)
+                if not await self._send(writer, answer, reader):
                     break
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
 
-    async def _send(self, writer: asyncio.StreamWriter, answer: Answer) -> bool:
+    async def _pause(self, reader: asyncio.StreamReader, seconds: float) -> None:
+        """Sleep, but not longer than the client is there."""
+        if not seconds:
+            return await asyncio.sleep(0)
+        leaving = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({leaving}, timeout=seconds)
+            if leaving.done():
+                self.left += 1
+                raise ConnectionError("the client left")
+        finally:
+            leaving.cancel()
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: Answer, reader: asyncio.StreamReader) -> bool:
+        if answer.pieces is not None:
+            return await self._stream(writer, answer, reader)
         body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         lines = [f"HTTP/1.1 {answer.status} X", "content-type: application/json", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
@@ -110,23 +135,42 @@ class OpenAIServer:
         await writer.drain()
         return answer.cut is None
 
-    async def _answer(self, method: str, path: str, head: str, payload: bytes) -> Answer:
+    async def _stream(self, writer: asyncio.StreamWriter, answer: Answer, reader: asyncio.StreamReader) -> bool:
+        lines = [f"HTTP/1.1 {answer.status} X", "content-type: text/event-stream", "transfer-encoding: chunked"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        for i, piece in enumerate(answer.pieces[: answer.cut]):
+            if i:
+                await self._pause(reader, answer.gap)
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await writer.drain()
+        if answer.cut is None:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+        return answer.cut is None
+
+    async def _answer(self, method: str, path: str, head: str, payload: bytes, reader: asyncio.StreamReader) -> Answer:
         self.headers.append(head)
-        path = path.removeprefix("/v1")
+        self.paths.append(path)
+        path = path.removeprefix("/v1").partition("?")[0] if "/chat/" in path else path.removeprefix("/v1")
         if path.startswith("/models/"):
             return self.model
         if path == "/chat/completions":
             body = json.loads(payload)
-            content = body["messages"][-1]["content"]
+            content = body["messages"][-1]["content"] if body["messages"] else ""
+            content = content if isinstance(content, str) else json.dumps(content)
             prompt = judged_prompt(body) if content.startswith('{"prompt_to_judge"') else content
             self.asked[prompt] += 1
             self.bodies.append(body)
+            self.payloads.append(payload)
             self.times.append(time.monotonic())
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
-            answer = self.behave(prompt, self.asked[prompt], body)
-            await asyncio.sleep(self.delay + answer.delay)
-            self.in_flight -= 1
+            try:
+                answer = self.behave(prompt, self.asked[prompt], body)
+                await self._pause(reader, self.delay + answer.delay)
+            finally:
+                self.in_flight -= 1
             return answer
         return self._batch_api(method, path, payload)
 
