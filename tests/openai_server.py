@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 INFERIOR_ANSWER = '{"label": "ROUTE_TO_INFERIOR"}'
@@ -18,7 +18,8 @@ SUPERIOR_ANSWER = '{"label": "ROUTE_TO_SUPERIOR"}'
 class Answer:
     """A response; `cut` closes the connection after so many bytes of the body, `delay` is in seconds.
 
-    With `pieces` the body is a stream of them, chunked, `gap` seconds apart; `cut` then counts pieces.
+    With `pieces` the body is a stream of them, chunked; `cut` then counts pieces, and with `hold` those after the first
+    wait for the server's `release`.
     """
 
     body: object = ""
@@ -27,7 +28,7 @@ class Answer:
     delay: float = 0.0
     cut: int | None = None
     pieces: list[bytes] | None = None
-    gap: float = 0.0
+    hold: bool = False
 
 
 def completion(text: str | None = INFERIOR_ANSWER, finish_reason="stop", refusal=None, logprobs=None, n=1) -> Answer:
@@ -57,6 +58,7 @@ class OpenAIServer:
         self.payloads: list[bytes] = []
         self.headers: list[str] = []
         self.paths: list[str] = []
+        self.held = 0  # times that a stream was held
         self.left = 0  # clients that closed their connection before they had the answer
         self.times: list[float] = []
         self.in_flight = self.most_in_flight = 0
@@ -70,6 +72,7 @@ class OpenAIServer:
         ready = threading.Event()
 
         def serve() -> None:
+            self._released = asyncio.Event()
             self._server = self._loop.run_until_complete(
                 asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=2048)
             )
@@ -112,18 +115,23 @@ class OpenAIServer:
         finally:
             writer.close()
 
-    async def _pause(self, reader: asyncio.StreamReader, seconds: float) -> None:
-        """Sleep, but not longer than the client is there."""
-        if not seconds:
-            return await asyncio.sleep(0)
-        leaving = asyncio.ensure_future(reader.read(1))
+    def release(self) -> None:
+        """Let the streams go on that are held."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    async def _while_there(self, reader: asyncio.StreamReader, wait: Coroutine) -> None:
+        """Await something, but not longer than the client is there."""
+        leaving, waiting = asyncio.ensure_future(reader.read(1)), asyncio.ensure_future(wait)
         try:
-            await asyncio.wait({leaving}, timeout=seconds)
-            if leaving.done():
+            await asyncio.wait({leaving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
                 self.left += 1
                 raise ConnectionError("the client left")
         finally:
-            leaving.cancel()
+            # until the reading has really ended, nothing else may read
+            for task in (leaving, waiting):
+                task.cancel()
+            await asyncio.gather(leaving, waiting, return_exceptions=True)
 
     async def _send(self, writer: asyncio.StreamWriter, answer: Answer, reader: asyncio.StreamReader) -> bool:
         if answer.pieces is not None:
@@ -140,8 +148,9 @@ class OpenAIServer:
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
         for i, piece in enumerate(answer.pieces[: answer.cut]):
-            if i:
-                await self._pause(reader, answer.gap)
+            if i and answer.hold:
+                self.held += 1
+                await self._while_there(reader, self._released.wait())
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             await writer.drain()
         if answer.cut is None:
@@ -168,7 +177,8 @@ class OpenAIServer:
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
             try:
                 answer = self.behave(prompt, self.asked[prompt], body)
-                await self._pause(reader, self.delay + answer.delay)
+                if delay := self.delay + answer.delay:
+                    await self._while_there(reader, asyncio.sleep(delay))
             finally:
                 self.in_flight -= 1
             return answer
