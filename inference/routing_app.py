@@ -272,7 +272,7 @@ class ChatCompletions:
 def check_key(authorization: str, api_key: str | None) -> None:
     """Raises ApiError where a key is needed and the header doesn't hold it."""
     given = authorization.removeprefix("Bearer ").strip()
-    if api_key and not hmac.compare_digest(given.encode("utf-8", "replace"), api_key.encode()):
+    if api_key and not hmac.compare_digest(given.encode("latin-1"), api_key.encode()):
         raise ApiError(
             401, "invalid_api_key", "wrong or missing API key: send `Authorization: Bearer <ROUTER_API_KEY>`"
         )

@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 3. Serve until Ctrl+C or SIGTERM.
     allow_open_files(2 * settings.max_in_flight + 256)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn's own handler comes first, this one when it is done
+    listener.listen()  # who reads the next line can connect
     host, port = listener.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     print(f"The endpoint is at {where} ({router.model_save_dir}, {router.backend}; Ctrl+C ends it)", flush=True)

@@ -5,8 +5,13 @@ Its labels are poor; the server and its faults are real.
 """
 
 import importlib.util
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,15 +21,15 @@ def model_file() -> Path | None:
     return next(Path(package.origin).parent.glob("*.gguf"), None) if package else None
 
 
-def serve(port: int, slots: int = 8) -> None:
-    """Serve the model as `smol` on 127.0.0.1 until the process is ended."""
+def serve(port: int, name: str = "smol", slots: int = 8) -> None:
+    """Serve the model under this name on 127.0.0.1 until the process is ended."""
     from xllamacpp import CommonParams, Server
 
     params = CommonParams()
     params.model.path = str(model_file())
     params.hostnames = ["127.0.0.1"]
     params.port = port
-    params.model_alias = {"smol"}
+    params.model_alias = {name}
     params.n_parallel = slots
     params.n_ctx = 4096 * slots
     params.verbosity = -1
@@ -34,5 +39,27 @@ def serve(port: int, slots: int = 8) -> None:
         time.sleep(3600)
 
 
+@contextmanager
+def running(name: str) -> Iterator[str]:
+    """The model in a process of its own; yields its base URL once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, __file__, str(port), name])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    break
+            time.sleep(0.5)
+        else:
+            raise TimeoutError("the local model did not start")
+        yield f"{address}/v1"
+    finally:
+        server.kill()
+        server.wait()
+
+
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), *sys.argv[2:3])

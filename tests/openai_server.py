@@ -38,6 +38,17 @@ def completion(text: str | None = INFERIOR_ANSWER, finish_reason="stop", refusal
     return Answer({"id": "x", "object": "chat.completion", "model": "m", "choices": [choice] * n, "usage": usage})
 
 
+def stream_of(text: str, **more) -> Answer:
+    """The words of a text as a stream of chunks; `more` as for `Answer`."""
+    deltas = [{"role": "assistant", "content": ""}, *({"content": f"{word} "} for word in text.split()), {}]
+    pieces = []
+    for delta in deltas:
+        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+        event = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
+        pieces.append(b"data: %s\n\n" % json.dumps(event).encode())
+    return Answer(pieces=[*pieces, b"data: [DONE]\n\n"], **more)
+
+
 def error(status: int, code: str | None = None, message: str = "no", param: str | None = None, **headers) -> Answer:
     body = {"error": {"message": message, "type": code, "code": code, "param": param}}
     return Answer(body, status, {name.replace("_", "-"): value for name, value in headers.items()})

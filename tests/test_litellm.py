@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 from conftest import EASY, HARD, ROOT
-from openai_server import Answer, OpenAIServer, completion, error
+from openai_server import Answer, OpenAIServer, completion, error, stream_of
 
 from inference import benchmark_endpoint
 from inference.export_onnx import export_onnx
@@ -35,17 +35,6 @@ def checkpoint(trained_checkpoint, tmp_path_factory):
     prompts = [f"what is the {word} with a {EASY[i % 6]}" for i, word in enumerate([*EASY, *HARD] * 4)]
     export_onnx(folder, prompts, [any(word in prompt for word in HARD) for prompt in prompts], say=lambda line: None)
     return folder
-
-
-def stream_of(text: str) -> Answer:
-    """The words of a text as a stream of chunks."""
-    deltas = [{"role": "assistant", "content": ""}, *({"content": f"{word} "} for word in text.split()), {}]
-    pieces = []
-    for delta in deltas:
-        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
-        event = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
-        pieces.append(b"data: %s\n\n" % json.dumps(event).encode())
-    return Answer(pieces=[*pieces, b"data: [DONE]\n\n"])
 
 
 def behave(prompt: str, nth: int, body: dict) -> Answer:
