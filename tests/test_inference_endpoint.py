@@ -329,7 +329,8 @@ def test_a_stream_comes_piece_by_piece(routed, upstream):
     upstream.behave = lambda *_: stream_of("one two three", hold=True)
     stream = routed.ask(stream=True, stream_options={"include_usage": True}).parse()
     assert next(stream).choices[0].delta.role == "assistant"  # while the upstream has not said the rest
-    assert upstream.held == 1 and upstream.bodies[-1]["stream_options"] == {"include_usage": True}
+    assert upstream.bodies[-1]["stream_options"] == {"include_usage": True}
+    wait_until(lambda: upstream.held == 1)
     upstream.release()
     assert text_of_stream(stream) == "one two three"
 
