@@ -36,6 +36,7 @@ QUALITY_NOTE = (
     "Estimated on the validation prompts: a superior answer is always good enough, an inferior one with probability "
     "1 − the labeller's grade."
 )
+FILE_HINT = "JSONL and CSV need a field named prompt; in a text file every line is a prompt."
 EXPLAIN_HINT = "The decision follows as you type. Shift+Enter, or the button, explains it."
 
 
@@ -227,9 +228,8 @@ class Page:
             scores[step] = self.router.score([prompts[i] for i in step])
         return ScoredFile(path, scores)
 
-    def file_summary(self, scored: ScoredFile | None, threshold: float, prices: Prices) -> str:
-        if scored is None:
-            return ""
+    def file_summary(self, scored: ScoredFile, threshold: float, prices: Prices) -> str:
+        """What the threshold does to a file: figures and histogram."""
         scores = scored.of_prompts
         share = float((scores >= threshold).mean())
         cost, most = prices.per_thousand(share), prices.per_thousand(1)
@@ -284,7 +284,8 @@ class Page:
                 self.feedback_file.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.feedback_file, "ab") as file:
                     file.write(encode_row(row))
-        return f"Noted as {page_parts.NAMES[label]}: {len(others) + 1:,} in {self.feedback_file}, which stage 3 reads."
+        number = f"row {len(others) + 1:,} of {self.feedback_file}"
+        return f"Noted as {page_parts.NAMES[label]}: {number}, which stage 3 reads."
 
 
 def dollars(amount: float) -> str:

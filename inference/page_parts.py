@@ -12,6 +12,7 @@ from router_model import Decision
 
 NAMES = {INFERIOR: "inferior", SUPERIOR: "superior"}
 LONGEST_PIECE = 300
+LEAST_SHOWN = 0.0005  # of probability; less is 0.000 as it is written
 BINS = 20
 PUNCTUATION = ".,;:!?()\"'"
 
@@ -22,7 +23,8 @@ def safe(text: str) -> str:
 
 
 def shortened(text: str, characters: int = LONGEST_PIECE) -> str:
-    return text if len(text) <= characters else f"{text[:characters]} …"
+    """The beginning of a longer text, up to a word's end where it has one."""
+    return text if len(text) <= characters else f"{text[: characters + 1].rpartition(' ')[0] or text[:characters]} …"
 
 
 def signed(number: float) -> str:
@@ -86,7 +88,8 @@ def words_html(spans: Sequence[Span]) -> str:
 
 
 def _strongest(spans: Sequence[Span], sign: int, most: int = 3) -> str:
-    ranked = sorted((span for span in spans if sign * span.log_odds > 0), key=lambda span: -sign * span.log_odds)
+    pushing = (span for span in spans if sign * span.log_odds > 0 and abs(span.probability) >= LEAST_SHOWN)
+    ranked = sorted(pushing, key=lambda span: -sign * span.log_odds)
     side = "superior" if sign > 0 else "inferior"
     if not ranked:
         return f'<p class="push {side}"><b>Towards {side}</b>: nothing in it</p>'
@@ -100,7 +103,7 @@ def _strongest(spans: Sequence[Span], sign: int, most: int = 3) -> str:
 def neighbours_html(neighbours: Sequence[Neighbour]) -> str:
     title = '<h3 class="title">The nearest labelled prompts</h3>'
     if not neighbours:
-        return title + message("None shares a telling word with this one.")
+        return title + message("None is much like this one.")
     items = "".join(
         f'<li><span class="tag {NAMES[near.label]}">{NAMES[near.label]}</span> '
         f"{safe(shortened(near.prompt, 180))} <small>{near.similarity:.0%} alike</small></li>"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from dotenv import load_dotenv
 
 from inference import page_parts
-from inference.page_answers import EXPLAIN_HINT, Page, Prices
+from inference.page_answers import EXPLAIN_HINT, FILE_HINT, Page, Prices
 from router_data import InputError, run_script
 from router_model import Router, newest_checkpoint
 
@@ -66,11 +66,12 @@ def build(page: Page):
     def on_threshold(threshold, decided, scored, *prices):
         prices = Prices.of(prices)
         card = page.card(*decided, threshold, prices)
-        return card, page.tradeoff(threshold, prices), page.file_summary(scored, threshold, prices)
+        summary = page.file_summary(scored, threshold, prices) if scored else gr.skip()
+        return card, page.tradeoff(threshold, prices), summary
 
     def on_file(path, threshold, *prices, progress=gr.Progress()):  # noqa: B008 (gradio's way of asking for it)
         if path is None:
-            return None, "", gr.update(visible=False)
+            return None, page_parts.message(FILE_HINT), gr.update(visible=False)
         try:
             scored = page.score_file(Path(path), progress)
         except InputError as error:
@@ -122,11 +123,11 @@ def build(page: Page):
                     )
                 with gr.Tab("A file"):
                     file = gr.File(
-                        label="JSONL or CSV with a field named prompt, or text with one prompt a line",
+                        label="Prompts: JSONL, CSV or text",
                         file_types=[".jsonl", ".csv", ".txt"],
                         elem_id="file",
                     )
-                    summary = gr.HTML(elem_id="summary", js_on_load=announce("status"))
+                    summary = gr.HTML(page_parts.message(FILE_HINT), elem_id="summary", js_on_load=announce("status"))
                     download = gr.Button("Download the scored file", visible=False, elem_id="download")
                     link = gr.DownloadButton("", visible="hidden", elem_id="link")
             with gr.Column(scale=2, min_width=320, elem_id="side"):

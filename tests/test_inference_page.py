@@ -576,6 +576,9 @@ def test_browser_names_the_line_of_a_bad_file(tab, tmp_path):
     tab.wait_for_selector("#summary .error")
     assert "line 2: not JSON" in tab.inner_text("#summary")
     assert not tab.locator("#download").is_visible()
+    set_threshold(tab, 0.3)
+    tab.wait_for_selector("#figures .stats")
+    assert "line 2: not JSON" in tab.inner_text("#summary")
 
 
 @pytest.mark.browser
