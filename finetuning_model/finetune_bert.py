@@ -33,7 +33,7 @@ from finetuning_model.evidence import (
     write_predictions,
 )
 from finetuning_model.routing_metrics import Estimate, fit_temperature, label_figures
-from finetuning_model.training_rows import read_questions, read_training_rows, split_rows
+from finetuning_model.training_rows import read_questions, read_training_rows, split_rows, without_near_copies
 from router_data import InputError, prompt_key, run_script
 from router_model import RouterSettings, calibrated
 
@@ -52,6 +52,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[TRAIN_FILES],
         help=f"labelled JSONL files or globs (default: {TRAIN_FILES})",
+    )
+    add(
+        "--auxiliary_files",
+        nargs="+",
+        metavar="FILE",
+        help="more labelled JSONL files or globs that are only trained on: early stopping, calibration and the test "
+        "stay with the rows of --train_files, for example few outcomes of your own beside the sample (default: none)",
     )
     add("--questions_file", default=QUESTIONS_FILE, help=f"labelled MT-Bench questions (default: {QUESTIONS_FILE})")
     add("--hf_model_name", default="bert-base-uncased", help="hub id or local folder (default: bert-base-uncased)")
@@ -140,6 +147,13 @@ def main(argv: list[str] | None = None) -> Path | None:
     if args.limit and args.limit < len(kept):
         kept = random.Random(args.seed).sample(kept, args.limit)
     train, validation, test = split_rows(kept, args.seed)
+    base_rate = float(np.mean([*train.labels, *validation.labels]))
+    if args.auxiliary_files:
+        more, auxiliary = read_training_rows(args.auxiliary_files, args.outcome_target)
+        more = without_near_copies(more, [*validation.prompts, *test.prompts, *asked])
+        train.rows += more
+        data["files"] += auxiliary["files"]
+        data["auxiliary"] = len(more)
     data |= {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
 
     if args.freeze_layers is None and len(train.rows) >= MANY_ROWS:
@@ -163,9 +177,11 @@ def main(argv: list[str] | None = None) -> Path | None:
     base_name = base_name if not Path(base_name).exists() else Path(base_name).name
     folder = broadcast_object_list([run_folder(args, base_name)])[0]
     say = print if state.is_main_process else lambda *_: None
+    besides = f" ({data['auxiliary']} of them auxiliary)" if args.auxiliary_files else ""
     say(
         f"{data['rows_read']} rows read, {data['repeats_dropped']} repeats and {data['test_questions_dropped']} test "
-        f"questions dropped; training on {len(train.rows)}, validation {len(validation.rows)}, test {len(test.rows)}"
+        f"questions dropped; training on {len(train.rows)}{besides}, validation {len(validation.rows)}, "
+        f"test {len(test.rows)}"
     )
     say(f"if interrupted, add: --resume_from_checkpoint {folder}")
     record = run_record(args, data)
@@ -184,9 +200,9 @@ def main(argv: list[str] | None = None) -> Path | None:
         trainer, log = fine_tune(model, tokenizer, train, validation, args, seed, folder, targets)
         if not state.is_main_process:
             continue
-        model = trainer.model
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without its bf16 autocast
         logits = logit_rows(model, tokenizer, validation.prompts, args.max_length)
-        temperature, shift = fit_temperature(logits[:, 1] - logits[:, 0], validation.labels)
+        temperature, shift = fit_temperature(logits[:, 1] - logits[:, 0], validation.labels, base_rate)
         shift = shift_head(model, shift)
         logits[:, 1] += shift
         z = (logits[:, 1] - logits[:, 0]) / temperature

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,3 +126,10 @@ def split_rows(rows: list[LabelledPrompt], seed: int) -> tuple[Split, Split, Spl
                 "example the sample's: final-datasets/sample/router_dataset_sample.jsonl"
             )
     return Split(parts[0]), Split(parts[1]), Split(parts[2])
+
+
+def without_near_copies(rows: list[LabelledPrompt], prompts: Sequence[str]) -> list[LabelledPrompt]:
+    """The rows whose prompt is a near copy of none of `prompts`."""
+    groups = near_copy_groups([*prompts, *(row.prompt for row in rows)])
+    taken = set(groups[: len(prompts)])
+    return [row for row, group in zip(rows, groups[len(prompts) :], strict=True) if group not in taken]

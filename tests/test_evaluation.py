@@ -159,6 +159,16 @@ def test_the_temperature_and_shift_that_made_the_labels_are_found():
     assert m.fit_temperature(margin, y) == pytest.approx((2.5, -1.5), rel=0.05)
 
 
+def test_the_base_rate_sets_the_mean_probability():
+    draw = np.random.default_rng(0)
+    margin = draw.normal(size=150)
+    y = (draw.random(150) < 0.3).astype(float)
+    temperature, shift = m.fit_temperature(margin, y, base_rate=0.17)
+    assert np.mean(1 / (1 + np.exp(-(margin + shift) / temperature))) == pytest.approx(0.17, abs=1e-6)
+    temperature, shift = m.fit_temperature(margin, np.zeros(150))  # one label only: still a finite answer
+    assert np.isfinite([temperature, shift]).all()
+
+
 # Baselines
 
 

@@ -65,6 +65,7 @@ def run(tmp_path_factory, base):
     write_rows(
         folder / "router_dataset_labelled-b.jsonl", rows[150:] + rows[:5] + [row_of(question(3, True)["prompt"])]
     )
+    write_rows(folder / "auxiliary.jsonl", rows[:60] + made_up_rows(20, seed=1))
     questions = [question(i, hard=i % 2 == 1, shown=i < 2) for i in range(12)]
     write_rows(folder / "questions.jsonl", questions)
     printed = subprocess.run(
@@ -86,6 +87,7 @@ def arguments(folder: Path, base: Path, *more: str) -> list[str]:
     return [
         *("--train_files", str(folder / "router_dataset_labelled-*.jsonl"), "--hf_model_name", str(base)),
         *("--questions_file", str(folder / "questions.jsonl"), "--output_dir", str(folder / "models")),
+        *("--auxiliary_files", str(folder / "auxiliary.jsonl")),
         *("--num_train_epochs", "8", "--learning_rate", "5e-3", "--max_length", "32", "--layer_decay", "1"),
         *("--early_stopping_patience", "16", "--freeze_layers", "0", *more),
     ]
@@ -140,6 +142,19 @@ def test_repeats_and_test_questions_are_dropped_and_shown_questions_not_judged(r
     assert json.loads((saved / "metrics.json").read_text())["questions"]["rows"] == 10
     trained = {json.loads(line)["prompt"] for line in (saved / "predictions.jsonl").open()}
     assert not trained & {each["prompt"] for each in questions}
+
+
+def test_auxiliary_rows_are_trained_on_and_never_near_a_judged_prompt(run):
+    saved, _, printed = run
+    judged = set()
+    for name in ("predictions.jsonl", "validation_predictions.jsonl"):
+        judged |= {prompt_key(json.loads(line)["prompt"]) for line in (saved / name).open()}
+    auxiliary = [json.loads(line)["prompt"] for line in (saved.parents[1] / "auxiliary.jsonl").open()]
+    left_out = sum(prompt_key(prompt) in judged for prompt in auxiliary)
+    counts = json.loads((saved / "run.json").read_text())["rows"]
+    assert 0 < left_out and counts["auxiliary"] == len(auxiliary) - left_out
+    assert counts["train"] + counts["validation"] + counts["test"] == 240 + counts["auxiliary"]
+    assert f"training on {counts['train']} ({counts['auxiliary']} of them auxiliary)" in printed
 
 
 def test_the_last_line_is_the_next_command(run):
