@@ -205,7 +205,7 @@ class ChatCompletions:
                 record.error = f"upstream_{record.status}"
             started = True
             await self._pass_on(record, send)
-        if connection.lost:
+        if connection.lost and not record.said_all:
             record.status, record.error = 499, "client_gone"
         elif connection.stopped:
             record.error = "stopped"
@@ -250,6 +250,7 @@ class ChatCompletions:
                 if keep_tail:
                     record.tail = (record.tail + chunk)[-USAGE_BYTES:]
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                record.said_all = chunk[-20:].rstrip().endswith(b"[DONE]")  # OpenAI's client leaves at this event
         except (aiohttp.ClientError, TimeoutError):
             # Without the end of the body the server breaks the connection: the client sees that something is missing.
             record.error = "stream_cut"

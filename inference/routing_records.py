@@ -47,6 +47,7 @@ class Record:
     status: int = 0  # HTTP, as the client got it
     error: str | None = None
     tail: bytes = b""  # of the answer
+    said_all: bool = False  # a stream's last event has gone to the client
     decision_seconds: float = 0.0
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.perf_counter)

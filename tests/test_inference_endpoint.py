@@ -538,6 +538,18 @@ def test_a_client_that_leaves_ends_the_work_upstream(routed, upstream, caplog, s
     assert text_of(routed.ask()) == "I am small"
 
 
+def test_a_client_that_leaves_at_a_streams_last_event_has_its_answer(routed, upstream, caplog):
+    caplog.set_level(logging.INFO, "router")
+    whole = b"".join(stream_of("one two").pieces)
+    upstream.behave = lambda *_: Answer(pieces=[whole, b": it goes on\n\n"], hold=True)
+    stream = routed.ask(stream=True).parse()
+    assert text_of_stream(stream) == "one two"
+    stream.close()
+    wait_until(lambda: upstream.left == 1)
+    wait_until(lambda: "status=200" in caplog.text)
+    assert "error" not in caplog.text
+
+
 def test_beyond_the_bound_there_is_a_429(router, upstream):
     upstream.behave = lambda *_: stream_of("one two", hold=True)
     with endpoint(router, upstream, max_in_flight=2) as running:
