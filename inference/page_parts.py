@@ -92,7 +92,7 @@ def _strongest(spans: Sequence[Span], sign: int, most: int = 3) -> str:
     ranked = sorted(pushing, key=lambda span: -sign * span.log_odds)
     side = "superior" if sign > 0 else "inferior"
     if not ranked:
-        return f'<p class="push {side}"><b>Towards {side}</b>: nothing in it</p>'
+        return f'<p class="push {side}"><b>Towards {side}</b>: next to nothing</p>'
     words = ", ".join(
         f"{safe(shortened(span.text.strip(PUNCTUATION) or span.text, 40))} ({signed(span.probability)})"
         for span in ranked[:most]

@@ -148,7 +148,7 @@ def build(page: Page):
         ask, answer = [prompt, asked, threshold, *prices], [card, decided, noted, words, near]
         # Not `input`: gradio fires that for keys, but not where text is pasted or deleted.
         prompt.change(on_prompt, ask, answer, trigger_mode="always_last", **quiet)
-        gr.on([explain.click, prompt.submit], on_explain, ask, answer, api_name="explain")
+        gr.on([explain.click, prompt.submit], on_explain, ask, answer, show_progress_on=words, api_name="explain")
         examples.click(lambda row: row[0], examples, prompt, **quiet).then(js=click("#explain", after=100))
         for button, said in ((right, True), (wrong, False)):
             button.click(
@@ -202,6 +202,7 @@ def launch(page: Page, server_name: str, server_port: int | None, share: bool, a
     import gradio as gr
 
     theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT)
+    theme.set(slider_color="var(--inferior)")
     for name, teal in (("fill", "#0f766e"), ("fill_hover", "#115e59")):  # dark enough for white letters
         theme.set(**{f"button_primary_background_{name}{mode}": teal for mode in ("", "_dark")})
     try:
