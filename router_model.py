@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tok
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 MOST_CORES = 8  # for one prompt; more only wait for one another
 ONE_CORE_WORK = 2.4e9  # bytes of the ONNX file times tokens: about three milliseconds on one core
+AWAKE = 0.002  # seconds that the other cores' threads wait for more work before they sleep
 
 Backend = Literal["onnx", "torch"]
 Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
@@ -446,28 +448,40 @@ class OnnxForward:
     """The forward pass of an ONNX file on the CPU.
 
     Each prompt is a pass of its own: on a CPU a batch gains nothing, padding costs, and int8 scales that span a batch
-    would make a score depend on its neighbours. A long prompt is worked on by all cores; a short one by one core,
-    which takes no longer and does not suffer when the others are busy; and many prompts by one core each.
+    would make a score depend on its neighbours. All cores work on a prompt that comes alone, unless it is short and
+    they sleep: to wake them takes as long as they save. Where other prompts are being scored already, and for each of
+    many, one core does: more would only wait for one another. The scores are the same to the last bit.
     """
 
     def __init__(self, path: Path):
         self._path = path
+        self._alone = threading.Lock()  # held by a call that found no other
         self._lock = threading.Lock()
         self._cores = min(MOST_CORES, _cores_here())
         self._one_core = self._all_cores = self._session(1)
         if self._cores > 1:
             self._all_cores = self._session(self._cores)
-            self._logits(self._all_cores, [0] * 64)  # the first pass is several times slower
+        for session in {self._one_core, self._all_cores}:
+            self._logits(session, [0] * 64)  # the first pass is several times slower
         self._short = ONE_CORE_WORK / path.stat().st_size
+        self._ended = 0.0  # when the last pass did
 
     def __call__(self, rows: list[list[int]]) -> np.ndarray:
-        if len(rows) == 1:
-            return self._logits(self._one_core if len(rows[0]) <= self._short else self._all_cores, rows[0])
-        if self._cores == 1:
-            return np.concatenate([self._logits(self._one_core, row) for row in rows])
-        with self._lock:
-            pool = self._pool
-        return np.concatenate(list(pool.map(lambda row: self._logits(self._one_core, row), rows)))
+        alone = self._alone.acquire(blocking=False)
+        try:
+            if len(rows) == 1:
+                awake = time.monotonic() - self._ended < AWAKE
+                all_cores = alone and (awake or len(rows[0]) > self._short)
+                return self._logits(self._all_cores if all_cores else self._one_core, rows[0])
+            if self._cores == 1:
+                return np.concatenate([self._logits(self._one_core, row) for row in rows])
+            with self._lock:
+                pool = self._pool
+            return np.concatenate(list(pool.map(lambda row: self._logits(self._one_core, row), rows)))
+        finally:
+            self._ended = time.monotonic()
+            if alone:
+                self._alone.release()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -479,6 +493,7 @@ class OnnxForward:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.spin_duration_us", f"{AWAKE * 1e6:.0f}")
         if not _has_vnni():  # int8 products overflow there otherwise; with VNNI they can't, and this halves the speed
             options.add_session_config_entry("session.x64quantprecision", "1")
         return onnxruntime.InferenceSession(

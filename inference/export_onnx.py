@@ -147,10 +147,14 @@ def write_fp32(folder: Path, path: Path) -> None:
     """Export the checkpoint: token ids of one prompt in, without padding and so without a mask, logits out."""
     import torch
     from transformers import AutoModelForSequenceClassification
+    from transformers.models.bert.modeling_bert import BertSelfAttention
 
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
     ).eval()
+    for module in list(model.modules()):
+        if type(module) is BertSelfAttention and not module.is_decoder:
+            module.forward = in_two_operators(module)
 
     class Logits(torch.nn.Module):
         def __init__(self):
@@ -170,6 +174,35 @@ def write_fp32(folder: Path, path: Path) -> None:
         opset_version=17,
         dynamo=False,  # the other exporter adds a mask of zeros to every layer, which costs a seventh at 512 tokens
     )
+
+
+def in_two_operators(attention) -> Callable:
+    """The forward pass of BERT's attention as ONNX Runtime is fastest at it: one product for query, key and value, and
+    one operator for the rest. As transformers write it, it is exported as more than 20."""
+    import torch
+
+    heads, parts = attention.num_attention_heads, (attention.query, attention.key, attention.value)
+    joined = attention.joined = torch.nn.Linear(parts[0].in_features, 3 * parts[0].out_features)
+    joined.weight.data = torch.cat([part.weight for part in parts])
+    joined.bias.data = torch.cat([part.bias for part in parts])
+    joined.requires_grad_(False)
+
+    class MultiHeadAttention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *projected):
+            split = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in projected)
+            return torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+        @staticmethod
+        def symbolic(graph, *projected):
+            out = graph.op("com.microsoft::MultiHeadAttention", *projected, num_heads_i=heads)
+            return out.setType(projected[0].type())
+
+    def forward(hidden_states, *args, **kwargs):
+        projected = joined(hidden_states).split(parts[0].out_features, dim=-1)
+        return MultiHeadAttention.apply(*projected), None
+
+    return forward
 
 
 def products(graph) -> list:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import EASY, HARD, ROOT, save_checkpoint
 
 import inference.export_onnx as export
 from router_data import INFERIOR, SUPERIOR, InputError, write_rows
-from router_model import PromptEncoder, Router, _load_tokenizer, fingerprint, read_settings, user_turns
+from router_model import OnnxForward, PromptEncoder, Router, _load_tokenizer, fingerprint, read_settings, user_turns
 
 EASY_PROMPTS = [f"what is the {word} with a {other}" for word in EASY for other in EASY[:4]]
 HARD_PROMPTS = [f"please the {word} in a {other}" for word in HARD for other in EASY * 2]
@@ -70,6 +71,34 @@ def test_a_score_does_not_depend_on_the_other_prompts(router):
     together = router.score([*PROMPTS, LONG])
     alone = [router.score([prompt])[0] for prompt in [*PROMPTS, LONG]]
     assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("prompt", ["apple", LONG])
+def test_one_core_says_what_all_cores_say(exported, prompt):
+    forward = OnnxForward(exported / "model_int8.onnx")
+    row = Router.load(exported).encode([prompt])[0].ids
+    one, all_cores = (forward._logits(session, row) for session in (forward._session(1), forward._session(2)))
+    assert one.tolist() == all_cores.tolist()
+
+
+def test_where_others_are_scored_a_prompt_takes_one_core(exported, monkeypatch):
+    forward = OnnxForward(exported / "model_int8.onnx")
+    forward._one_core, forward._all_cores, forward._short = "one", "all", 8
+    taken = []
+
+    def logits(session, row):
+        taken.append(session)
+        if len(taken) == 1:
+            forward([row])  # another caller, meanwhile
+        return np.zeros((1, 2))
+
+    monkeypatch.setattr(forward, "_logits", logits)
+    forward([[0] * 9])
+    monkeypatch.setattr("router_model.AWAKE", 1e9)
+    forward([[0] * 8])
+    monkeypatch.setattr("router_model.AWAKE", 0)
+    forward([[0] * 8])
+    assert taken == ["all", "one", "all", "one"]
 
 
 def test_callers_in_many_threads_get_their_own_scores(router):
@@ -214,12 +243,17 @@ def test_smoothing_changes_no_score_of_the_fp32_model(exported, router, tmp_path
         export.write_fp32(exported, tmp_path / "plain.onnx")
         rows = [row.ids for row in router.encode(PROMPTS)]
         export.write_smoothed(tmp_path / "plain.onnx", tmp_path / "smoothed.onnx", rows)
-    from router_model import OnnxForward
-
     plain, smoothed = (OnnxForward(tmp_path / name)(rows) for name in ("plain.onnx", "smoothed.onnx"))
     assert smoothed == pytest.approx(plain, abs=1e-4)
     assert (tmp_path / "plain.onnx").read_bytes() != (tmp_path / "smoothed.onnx").read_bytes()
     assert len(export.narrowing_products(tmp_path / "smoothed.onnx")) == 2  # one a layer
+
+
+def test_attention_of_bert_is_two_operators(exported):
+    import onnx
+
+    kinds = Counter(node.op_type for node in onnx.load(exported / "model_int8.onnx").graph.node)
+    assert kinds["MultiHeadAttention"] == 2 and kinds["MatMulInteger"] == 2 * 4 and not kinds["Softmax"]
 
 
 def test_older_checkpoint_is_exported_by_command(tmp_path, capsys):
