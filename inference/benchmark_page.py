@@ -1,4 +1,4 @@
-"""How long the page takes: to be there after the model is loaded, to be painted, to answer; and 20 people at once.
+"""How long the page takes in a browser: to be painted, to be usable, to answer; and with 20 people at once.
 
 Reads:  a checkpoint, and Debian's Chromium (requirements-dev.txt has what drives it).
 Writes: a table in Markdown on the standard output.
