@@ -242,7 +242,8 @@ def random_bert_base(like: Path, scratch: Path, prompts: list[str]) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(like / name, folder / name)
     (folder / "router.json").write_text("{}")
-    export_onnx(folder, prompts[::40], [i % 2 for i in range(len(prompts[::40]))], say=lambda line: None)
+    some = prompts[::40]
+    export_onnx(folder, some, [1] * len(some), say=lambda line: None)  # of random scores an AUROC would say nothing
     return folder
 
 
