@@ -455,8 +455,8 @@ class OnnxForward:
 
     def __init__(self, path: Path):
         self._path = path
-        self._alone = threading.Lock()  # held by a call that found no other
         self._lock = threading.Lock()
+        self._running = 0  # calls
         self._cores = min(MOST_CORES, _cores_here())
         self._one_core = self._all_cores = self._session(1)
         if self._cores > 1:
@@ -467,7 +467,9 @@ class OnnxForward:
         self._ended = 0.0  # when the last pass did
 
     def __call__(self, rows: list[list[int]]) -> np.ndarray:
-        alone = self._alone.acquire(blocking=False)
+        with self._lock:
+            self._running += 1
+            alone = self._running == 1
         try:
             if len(rows) == 1:
                 awake = time.monotonic() - self._ended < AWAKE
@@ -480,8 +482,8 @@ class OnnxForward:
             return np.concatenate(list(pool.map(lambda row: self._logits(self._one_core, row), rows)))
         finally:
             self._ended = time.monotonic()
-            if alone:
-                self._alone.release()
+            with self._lock:
+                self._running -= 1
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

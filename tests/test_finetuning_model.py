@@ -152,7 +152,7 @@ def test_auxiliary_rows_are_trained_on_and_never_near_a_judged_prompt(run):
     auxiliary = [json.loads(line)["prompt"] for line in (saved.parents[1] / "auxiliary.jsonl").open()]
     left_out = sum(prompt_key(prompt) in judged for prompt in auxiliary)
     counts = json.loads((saved / "run.json").read_text())["rows"]
-    assert 0 < left_out and counts["auxiliary"] == len(auxiliary) - left_out
+    assert left_out > 0 and counts["auxiliary"] == len(auxiliary) - left_out
     assert counts["train"] + counts["validation"] + counts["test"] == 240 + counts["auxiliary"]
     assert f"training on {counts['train']} ({counts['auxiliary']} of them auxiliary)" in printed
 
