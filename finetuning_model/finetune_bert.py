@@ -105,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--early_stopping_patience",
         type=int,
         default=3,
-        help="half epochs without a better validation loss (default: 3)",
+        help="epochs (half epochs, where one has over 300 steps) without a better validation loss (default: 3)",
     )
     add(
         "--bf16",

@@ -14,6 +14,8 @@ from finetuning_model.training_rows import Split
 from router_data import LABELS, InputError
 from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
 
+LONG_EPOCH = 300  # steps; a longer one is evaluated, and can be resumed, half way too
+
 
 def load_base(hf_model_name: str, dropout: float, freeze_layers: int | None = 0):
     """The encoder with a fresh two-label head, and its tokenizer.
@@ -178,7 +180,7 @@ def fine_tune(
     rows = dataset(train.prompts, targets)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     steps_per_epoch = math.ceil(len(rows) / (args.per_device_train_batch_size * world_size))
-    evaluate_every = max(1, math.ceil(steps_per_epoch / 2))
+    evaluate_every = math.ceil(steps_per_epoch / 2) if steps_per_epoch > LONG_EPOCH else steps_per_epoch
     on_cpu = not torch.cuda.is_available()
     trainer = RouterTrainer(
         model=model,
