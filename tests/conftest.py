@@ -132,7 +132,7 @@ def trained_checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives an event loop runs in this thread, which other modules want
 def chromium():
     """A headless Chromium (Debian's)."""
     if not CHROMIUM.exists():
