@@ -136,11 +136,10 @@ def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(model_dir).eval()
+    model = AutoModel.from_pretrained(model_dir, dtype=torch.bfloat16 if bf16_pays() else torch.float32).eval()
     max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_dir).backend_tokenizer, max_length)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    fast = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_pays())
 
     @lru_cache(maxsize=1)  # the training prompts are asked for more than once
     @torch.inference_mode()
@@ -151,8 +150,7 @@ def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
             ids = torch.nn.utils.rnn.pad_sequence([rows[i] for i in batch], batch_first=True).to(model.device)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(rows[i]) for i in batch], batch_first=True)
             mask = mask.to(model.device)
-            with fast:
-                hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
             mean = hidden.sum(1) / mask.sum(1, keepdim=True)
             vectors[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
         return vectors

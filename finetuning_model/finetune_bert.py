@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=1,
         help="train this many seeds, report mean and spread, keep the best on validation (default: 1)",
     )
-    add("--num_train_epochs", type=float, default=2, help="passes over the rows (default: 2)")
+    add("--num_train_epochs", type=float, default=1.5, help="passes over the rows (default: 1.5)")
     add("--max_steps", type=int, default=-1, help="stop after this many steps (default: -1, all epochs)")
     add("--learning_rate", type=float, default=2e-4, help="of the top layer (default: 2e-4)")
     add(
