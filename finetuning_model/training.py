@@ -21,7 +21,7 @@ def load_base(hf_model_name: str, dropout: float, freeze_layers: int | None = 0)
     """The encoder with a fresh two-label head, and its tokenizer.
 
     The embeddings and the lowest `freeze_layers` layers (None: half of them) are not trained. On a CPU attention is
-    plain matrix products: the backward pass of PyTorch's fused one knows no bf16 kernels and takes up to 14 times as long.
+    plain matrix products: in bf16 the backward pass of PyTorch's fused one can take two fifths of a step (RESULTS.md).
 
     Raises:
         InputError: it can't be had.
