@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,7 @@ OLD_LABELS = ("LABEL_0", "LABEL_1")  # a plain two-label checkpoint: 0 is inferi
 CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tokenising would never be scored
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 MOST_CORES = 8  # for one prompt; more only wait for one another
-ONE_CORE_WORK = 2.4e9  # bytes of the ONNX file times tokens: about three milliseconds on one core
-AWAKE = 0.002  # seconds that the other cores' threads wait for more work before they sleep
+AWAKE = 0.0002  # seconds that the other cores' threads wait for the next operator before they sleep
 
 Backend = Literal["onnx", "torch"]
 Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
@@ -167,7 +165,9 @@ class PromptEncoder:
         kept, was_cut = (
             zip(*map(self._cut, (text for pair in parts for text in pair)), strict=True) if parts else ((), ())
         )
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(kept))]
+        # a batch's threads take longer to wake than one prompt takes to tokenise
+        encodings = map(self.tokenizer.encode, kept) if len(prompts) == 1 else self.tokenizer.encode_batch_fast(kept)
+        ids = [encoding.ids for encoding in encodings]
         return [
             self._joined(ids[i], ids[i + 1], any(was_cut[i : i + 2]), sum(map(len, pair)))
             for i, pair in zip(range(0, len(ids), 2), parts, strict=True)
@@ -448,9 +448,9 @@ class OnnxForward:
     """The forward pass of an ONNX file on the CPU.
 
     Each prompt is a pass of its own: on a CPU a batch gains nothing, padding costs, and int8 scales that span a batch
-    would make a score depend on its neighbours. All cores work on a prompt that comes alone, unless it is short and
-    they sleep: to wake them takes as long as they save. Where other prompts are being scored already, and for each of
-    many, one core does: more would only wait for one another. The scores are the same to the last bit.
+    would make a score depend on its neighbours. All cores work on a prompt that comes alone. Where other prompts are
+    being scored already, and for each of many, one core does: more would only wait for one another. The scores are the
+    same to the last bit.
     """
 
     def __init__(self, path: Path):
@@ -463,8 +463,6 @@ class OnnxForward:
             self._all_cores = self._session(self._cores)
         for session in {self._one_core, self._all_cores}:
             self._logits(session, [0] * 64)  # the first pass is several times slower
-        self._short = ONE_CORE_WORK / path.stat().st_size
-        self._ended = 0.0  # when the last pass did
 
     def __call__(self, rows: list[list[int]]) -> np.ndarray:
         with self._lock:
@@ -472,16 +470,13 @@ class OnnxForward:
             alone = self._running == 1
         try:
             if len(rows) == 1:
-                awake = time.monotonic() - self._ended < AWAKE
-                all_cores = alone and (awake or len(rows[0]) > self._short)
-                return self._logits(self._all_cores if all_cores else self._one_core, rows[0])
+                return self._logits(self._all_cores if alone else self._one_core, rows[0])
             if self._cores == 1:
                 return np.concatenate([self._logits(self._one_core, row) for row in rows])
             with self._lock:
                 pool = self._pool
             return np.concatenate(list(pool.map(lambda row: self._logits(self._one_core, row), rows)))
         finally:
-            self._ended = time.monotonic()
             with self._lock:
                 self._running -= 1
 

@@ -45,6 +45,7 @@ MAX_EXPORT_ERROR = 1e-3  # fp32 ONNX against PyTorch: more means that the export
 ROWS_AGAINST_TORCH = 32
 ROWS_FOR_RANGES = 128
 SMOOTHING = 0.6  # share of the channels' unevenness that is moved from the inputs to the weights
+GELU_MINIMUM = -0.17  # no value of this activation is lower (-0.16998)
 VALIDATION_FILE = "validation_predictions.jsonl"
 
 
@@ -147,14 +148,20 @@ def write_fp32(folder: Path, path: Path) -> None:
     """Export the checkpoint: token ids of one prompt in, without padding and so without a mask, logits out."""
     import torch
     from transformers import AutoModelForSequenceClassification
-    from transformers.models.bert.modeling_bert import BertSelfAttention
+    from transformers.models.bert.modeling_bert import BertEmbeddings, BertForSequenceClassification, BertSelfAttention
 
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
     ).eval()
+    last = model.bert.encoder.layer[-1].attention if type(model) is BertForSequenceClassification else None
     for module in list(model.modules()):
+        if type(module) is BertEmbeddings:
+            module.forward = of_one_segment(module)
         if type(module) is BertSelfAttention and not module.is_decoder:
-            module.forward = in_two_operators(module)
+            module.forward = in_two_operators(module, first_token_only=last is not None and module is last.self)
+    if last:  # only the first token's vector is classified, so the last layer makes no other
+        add_and_normalise = last.output.forward
+        last.output.forward = lambda attended, hidden_states: add_and_normalise(attended, hidden_states[:, :1])
 
     class Logits(torch.nn.Module):
         def __init__(self):
@@ -176,16 +183,34 @@ def write_fp32(folder: Path, path: Path) -> None:
     )
 
 
-def in_two_operators(attention) -> Callable:
-    """The forward pass of BERT's attention as ONNX Runtime is fastest at it: one product for query, key and value, and
-    one operator for the rest. As transformers write it, it is exported as more than 20."""
+def of_one_segment(embeddings) -> Callable:
+    """The forward pass of BERT's embeddings for one segment, which needs two tables instead of three."""
     import torch
 
-    heads, parts = attention.num_attention_heads, (attention.query, attention.key, attention.value)
-    joined = attention.joined = torch.nn.Linear(parts[0].in_features, 3 * parts[0].out_features)
+    positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+    embeddings.positions = torch.nn.Parameter(positions.detach(), requires_grad=False)
+
+    def forward(input_ids, *args, **kwargs):
+        words = embeddings.word_embeddings(input_ids)
+        return embeddings.LayerNorm(words + embeddings.positions[: input_ids.shape[1]])
+
+    return forward
+
+
+def in_two_operators(attention, first_token_only: bool) -> Callable:
+    """The forward pass of BERT's attention as ONNX Runtime is fastest at it: one product for query, key and value, and
+    one operator for the rest. As transformers write it, it is exported as more than 20.
+
+    With `first_token_only` the first token alone attends, so the query is a product of its own.
+    """
+    import torch
+
+    heads, parts = attention.num_attention_heads, [attention.query, attention.key, attention.value][first_token_only:]
+    size = attention.query.out_features
+    joined = attention.joined = torch.nn.Linear(attention.query.in_features, size * len(parts))
     joined.weight.data = torch.cat([part.weight for part in parts])
     joined.bias.data = torch.cat([part.bias for part in parts])
-    joined.requires_grad_(False)
+    attention.requires_grad_(False)
 
     class MultiHeadAttention(torch.autograd.Function):
         @staticmethod
@@ -199,7 +224,9 @@ def in_two_operators(attention) -> Callable:
             return out.setType(projected[0].type())
 
     def forward(hidden_states, *args, **kwargs):
-        projected = joined(hidden_states).split(parts[0].out_features, dim=-1)
+        projected = joined(hidden_states).split(size, dim=-1)
+        if first_token_only:
+            projected = (attention.query(hidden_states[:, :1]), *projected)
         return MultiHeadAttention.apply(*projected), None
 
     return forward
@@ -229,10 +256,10 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
     """Prepare the products for int8, without changing what they compute.
 
     Inputs get one int8 scale for everything, so a few wide channels, or one extreme token, cost the rest their
-    precision; weights have a scale a column. So before each product the channels are made about equally wide, and the
+    precision; weights have a scale a column. So before a product the channels are made about equally wide, and the
     weights' rows uneven in turn: x W = (x / s) (s W), with s = max|x|^a / max|W|^(1 - a) a channel (SmoothQuant, Xiao
-    et al. 2022). Before the narrowing products, whose inputs vary most between tokens, each token's vector is also
-    divided by its largest value, and the product multiplied by it.
+    et al. 2022). Before the narrowing products, whose inputs vary most between tokens, each token's vector is divided
+    by its largest value instead, and the product multiplied by it. What attention gives is even enough as it is.
 
     Args:
         plain: the fp32 file.
@@ -244,52 +271,62 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
     from onnx import numpy_helper
 
     model = onnx.load(plain)
-
-    def make_node(kind: str, inputs: list[str], outputs: list[str], **attributes):
-        return onnx.helper.make_node(kind, inputs, outputs, name=outputs[0] + "/" + kind, **attributes)
-
+    nodes = list(model.graph.node)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    of_attention = {name for node in nodes if node.op_type == "MultiHeadAttention" for name in node.output}
     fed_by = defaultdict(list)  # several products, such as query, key and value, share an input
     for node in products(model.graph):
-        fed_by[node.input[0]].append(node)
+        if node.input[0] not in of_attention:
+            fed_by[node.input[0]].append(node)
 
-    # 1. The widest value seen in each channel
+    def insert(at: int, kind: str, inputs: list[str], output: str, **attributes) -> None:
+        nodes.insert(at, onnx.helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
+
+    def constant(name: str, value: np.ndarray) -> str:
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    # 1. The highest and the lowest value seen in each channel
     probe = onnx.load(plain)
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in fed_by)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    widest: dict[str, np.ndarray | float] = dict.fromkeys(fed_by, 0.0)
+    highest: dict[str, np.ndarray | float] = dict.fromkeys(fed_by, 0.0)
+    lowest = dict(highest)
     for row in rows:
         for name, values in zip(fed_by, session.run(list(fed_by), {"input_ids": np.array([row])}), strict=True):
-            widest[name] = np.maximum(widest[name], np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
+            channels = values.reshape(-1, values.shape[-1])
+            highest[name] = np.maximum(highest[name], channels.max(axis=0))
+            lowest[name] = np.minimum(lowest[name], channels.min(axis=0))
 
-    # 2. One more multiplication before the products, and the weights that undo it
-    nodes = list(model.graph.node)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e-12), "tiny"))
+    # 2. What makes the inputs even, and what undoes it
+    floor = constant("smoothing/floor", np.float32(-GELU_MINIMUM))
     for name, fed in fed_by.items():
         matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in fed]
-        width_of_weights = np.abs(np.concatenate(matrices, axis=1)).max(axis=1)
-        scale = np.maximum(widest[name], 1e-5) ** SMOOTHING / np.maximum(width_of_weights, 1e-5) ** (1 - SMOOTHING)
-        scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
-        even, factor = f"{name}/even", f"{name}/factor"
-        model.graph.initializer.append(numpy_helper.from_array(1 / scale, factor))
-        first = min(nodes.index(node) for node in fed)
-        nodes.insert(first, make_node("Mul", [name, factor], [even]))
-        for node, matrix in zip(fed, matrices, strict=True):
-            weights[node.input[1]].CopyFrom(numpy_helper.from_array(matrix * scale[:, None], node.input[1]))
+        narrowing = any(matrix.shape[0] > matrix.shape[1] for matrix in matrices)
+        at = min(nodes.index(node) for node in fed)
+        even = f"{name}/even"
+        if narrowing:
+            sizes, largest, width = (f"{name}/{each}" for each in ("sizes", "largest", "width"))
+            insert(at, "Div", [name, width], even)
+            insert(at, "Max", [largest, floor], width)
+            if np.min(lowest[name]) >= GELU_MINIMUM:  # the widest value is the highest one
+                insert(at, "ReduceMax", [name], largest, axes=[-1], keepdims=1)
+            else:
+                insert(at, "ReduceMax", [sizes], largest, axes=[-1], keepdims=1)
+                insert(at, "Abs", [name], sizes)
+            for node in fed:
+                result, node.output[0] = node.output[0], f"{node.output[0]}/of_even"
+                insert(nodes.index(node) + 1, "Mul", [node.output[0], width], result)
+        else:
+            width_of_values = np.maximum(np.maximum(highest[name], -lowest[name]), 1e-5)
+            width_of_weights = np.maximum(np.abs(np.concatenate(matrices, axis=1)).max(axis=1), 1e-5)
+            scale = width_of_values**SMOOTHING / width_of_weights ** (1 - SMOOTHING)
+            scale = (scale / np.exp(np.log(scale).mean())).astype(np.float32)
+            insert(at, "Mul", [name, constant(f"{name}/factor", 1 / scale)], even)
+            for node, matrix in zip(fed, matrices, strict=True):
+                weights[node.input[1]].CopyFrom(numpy_helper.from_array(matrix * scale[:, None], node.input[1]))
+        for node in fed:
             node.input[0] = even
-            if matrix.shape[0] > matrix.shape[1]:
-                size, widest_value, unit, product = (
-                    f"{node.name}/{each}" for each in ("size", "max", "unit", "product")
-                )
-                at = nodes.index(node)
-                nodes[at:at] = [
-                    make_node("Abs", [even], [size]),
-                    make_node("ReduceMax", [size], [f"{node.name}/largest"], axes=[-1], keepdims=1),
-                    make_node("Add", [f"{node.name}/largest", "tiny"], [widest_value]),  # a vector may be all zeros
-                    make_node("Div", [even, widest_value], [unit]),
-                ]
-                nodes.insert(at + 5, make_node("Mul", [product, widest_value], [node.output[0]]))
-                node.input[0], node.output[0] = unit, product
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)

@@ -29,6 +29,7 @@ from inference.upstreams import Headers, NoAnswer, Side, Upstreams
 from router_data import SUPERIOR, InputError
 from router_model import MOST_CORES, Decision, Router, user_turns
 
+SHORT = 1000  # characters of a prompt that is scored in a few milliseconds
 LARGEST_BODY = 64 * 2**20  # bytes; images come as base64
 ROUTER_MODEL = re.compile(r"router(?:-(0|1|0?\.\d+|1\.0+))?")
 MODEL_KEY = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -225,7 +226,11 @@ class ChatCompletions:
         threshold = self.threshold if threshold is None else threshold
         record.prompt = "\n\n".join(turns) if self.settings.log_prompts else None
         started = time.perf_counter()
-        record.decision = await asyncio.get_running_loop().run_in_executor(self.pool, self._decide, messages, threshold)
+        if self.in_flight == 1 and sum(map(len, turns)) <= SHORT:  # nobody waits, and another thread takes time to wake
+            record.decision = self._decide(messages, threshold)
+        else:
+            loop = asyncio.get_running_loop()
+            record.decision = await loop.run_in_executor(self.pool, self._decide, messages, threshold)
         record.decision_seconds = time.perf_counter() - started
         return self.sides["superior" if record.decision.label == SUPERIOR else "inferior"]
 

@@ -245,6 +245,25 @@ def test_a_long_prompt_is_routed_and_the_cut_told(routed):
     assert routed.told(" ".join(EASY * 30_000))["truncated"] == "true"
 
 
+def test_only_a_short_prompt_that_is_alone_is_scored_by_the_thread_that_answers_all(router, upstream, monkeypatch):
+    threads, decide = [], router.decide
+
+    def noted(*given):
+        threads.append(threading.current_thread())
+        return decide(*given)
+
+    monkeypatch.setattr(router, "decide", noted)
+    upstream.behave = lambda prompt, nth, body: stream_of("one two", hold=True) if body.get("stream") else completion()
+    with endpoint(router, upstream) as running:
+        running.ask()
+        running.ask(" ".join(EASY * 300))
+        stream = running.ask(stream=True).parse()
+        running.ask()  # while a stream is passed on
+        upstream.release()
+        assert text_of_stream(stream) == "one two"
+    assert [thread is running.thread for thread in threads] == [True, False, True, False]
+
+
 def test_replicas_agree_and_keep_nothing_between_requests(router, upstream):
     dialogue = [user(EASY_PROMPT), {"role": "assistant", "content": "yes"}, user("and the door")]
     with endpoint(router, upstream) as one, endpoint(router, upstream) as other:
