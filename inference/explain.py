@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def _logit(probability: np.ndarray) -> np.ndarray:
 class LabelledPrompts:
     """The labelled prompts that came with a checkpoint, searchable by TF-IDF over words and pairs of words.
 
+    The first search makes the index, which takes seconds; `index` makes it beforehand, in any thread.
+
     Args:
         rows: prompt and label of each; may be empty, then nothing is ever found.
     """
@@ -108,11 +111,17 @@ class LabelledPrompts:
         self.prompts = list(rows)[:MOST_LABELLED]
         self.labels = [rows[prompt] for prompt in self.prompts]
         self.vocabulary = {word for prompt in self.prompts for word in _words(prompt)}
-        if self.vocabulary:
-            from sklearn.feature_extraction.text import TfidfVectorizer
+        self._indexing = threading.Lock()
+        self._matrix = None
 
-            self._tfidf = TfidfVectorizer(analyzer=_words_and_pairs, sublinear_tf=True, dtype=np.float32)
-            self._matrix = self._tfidf.fit_transform(self.prompts)
+    def index(self) -> None:
+        """Make ready for `nearest`; does nothing the second time."""
+        with self._indexing:
+            if self._matrix is None and self.vocabulary:
+                from sklearn.feature_extraction.text import TfidfVectorizer
+
+                self._tfidf = TfidfVectorizer(analyzer=_words_and_pairs, sublinear_tf=True, dtype=np.float32)
+                self._matrix = self._tfidf.fit_transform(self.prompts)
 
     @classmethod
     def of_checkpoint(cls, model_save_dir: Path) -> "LabelledPrompts":
@@ -140,6 +149,7 @@ class LabelledPrompts:
         """The k most similar labelled prompts, fewer where few are like this one."""
         if not self.vocabulary:
             return []
+        self.index()
         similarity = (self._matrix @ self._tfidf.transform([prompt[:SEARCHED_CHARACTERS]]).T).toarray()[:, 0]
         best = np.argsort(-similarity, kind="stable")[:k]
         return [

@@ -18,6 +18,7 @@ import argparse
 import os
 import socket
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from dotenv import load_dotenv
 from inference import page_parts
 from inference.page_answers import EXPLAIN_HINT, FILE_HINT, Page, Prices
 from router_data import InputError, run_script
-from router_model import Router, newest_checkpoint
+from router_model import Router, newest_checkpoint, read_config
 
 FEEDBACK_FILE = Path("final-datasets/router_dataset_labelled-human-feedback.jsonl")
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -48,10 +49,17 @@ EXAMPLES = [
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # nothing to fetch before the first paint
 
 
+def import_gradio():
+    """Gradio's module; its import takes seconds."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio asks the network, from its import on
+    import gradio
+
+    return gradio
+
+
 def build(page: Page):
     """The gradio Blocks of a page: what stands where, and which event asks `page` what."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio asks the network, from its import on
-    import gradio as gr
+    gr = import_gradio()
 
     def on_prompt(text, asked, threshold, *prices):
         decision = page.decide(text)
@@ -198,9 +206,7 @@ def launch(page: Page, server_name: str, server_port: int | None, share: bool, a
     Raises:
         InputError: no port is free.
     """
-    blocks = build(page)
-    import gradio as gr
-
+    gr, blocks = import_gradio(), build(page)
     theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT)
     theme.set(slider_color="var(--inferior)")
     for name, teal in (("fill", "#0f766e"), ("fill_hover", "#115e59")):  # dark enough for white letters
@@ -288,13 +294,18 @@ def main(argv: list[str] | None = None) -> None:
     if not is_local and auth is None:
         warnings.warn("anyone who reaches this page can use it; set ROUTER_PAGE_AUTH=user:password", stacklevel=1)
 
+    folder = args.model_save_dir or newest_checkpoint()
+    read_config(folder)
+
     # 2. Load the checkpoint.
-    router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
+    import_gradio()
+    router = Router.load(folder, args.hf_model_name)
     takes_feedback = is_local if args.feedback is None else args.feedback
     page = Page(router, args.threshold, FEEDBACK_FILE if takes_feedback else None)
 
     # 3. Serve the page until Ctrl+C.
     blocks, local, public = launch(page, args.server_name, args.server_port, args.share, auth)
+    threading.Thread(target=page.labelled.index, daemon=True).start()  # the first to ask for reasons need not wait
     where = f"{local} and {public}" if public else local
     print(f"The page is at {where} ({router.model_save_dir}, {router.backend}; Ctrl+C ends it)", flush=True)
     blocks.block_thread()
