@@ -36,6 +36,7 @@ FEEDBACK_FILE = Path("final-datasets/router_dataset_labelled-human-feedback.json
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 LARGEST_FILE = "50mb"
 PEOPLE_AT_ONCE = 20
+INDEX_AFTER = 3  # seconds that the page is served: the first visit comes first
 EXAMPLE_PRICES = Prices(inferior=0.5, superior=10, tokens=800)
 EXAMPLES = [
     "What is the capital of France?",
@@ -305,7 +306,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # 3. Serve the page until Ctrl+C.
     blocks, local, public = launch(page, args.server_name, args.server_port, args.share, auth)
-    threading.Thread(target=page.labelled.index, daemon=True).start()  # the first to ask for reasons need not wait
+    index = threading.Timer(INDEX_AFTER, page.labelled.index)  # the first to ask for reasons need not wait for it
+    index.daemon = True
+    index.start()
     where = f"{local} and {public}" if public else local
     print(f"The page is at {where} ({router.model_save_dir}, {router.backend}; Ctrl+C ends it)", flush=True)
     blocks.block_thread()
