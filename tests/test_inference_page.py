@@ -257,6 +257,19 @@ def test_nearest_labelled_prompts_come_from_the_checkpoint_and_its_training_file
     assert [near.prompt for near in nearest] == ["jokes about winter"]
 
 
+def test_the_index_of_labelled_prompts_is_made_once_whoever_asks_first(monkeypatch):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    made, fit = [], TfidfVectorizer.fit_transform
+    monkeypatch.setattr(TfidfVectorizer, "fit_transform", lambda *given: made.append(1) or fit(*given))
+    labelled = LabelledPrompts({"jokes about winter": INFERIOR, "what is a vlam": SUPERIOR})
+    assert not made  # the page does not wait for it
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(labelled.index)
+        found = list(pool.map(labelled.nearest, ["winter jokes"] * 8))
+    assert {near[0].prompt for near in found} == {"jokes about winter"} and len(made) == 1
+
+
 def test_notes_name_what_makes_a_score_doubtful(page, monkeypatch):
     def notes(prompt):
         return " ".join(page.notes(prompt, page.decide(prompt)))
