@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import EASY, HARD, ROOT, save_checkpoint
+from conftest import EASY, HARD, ROOT, random_bert, save_checkpoint
 
 import inference.export_onnx as export
 from router_data import INFERIOR, SUPERIOR, InputError, write_rows
@@ -251,10 +251,11 @@ def test_attention_of_bert_is_two_operators(exported):
 
     kinds = Counter(node.op_type for node in onnx.load(exported / "model_int8.onnx").graph.node)
     assert kinds["MultiHeadAttention"] == 2 and not kinds["Softmax"]
+    assert kinds["ReduceMax"] == 2 and not kinds["Abs"]  # what GELU gives is hardly ever below zero
     assert kinds["MatMulInteger"] == 2 * 4 + 1  # in the last layer the query is a product of its own
 
 
-def test_the_last_layer_of_bert_makes_the_first_tokens_vector_alone(exported, tmp_path):
+def test_the_last_layer_of_bert_makes_the_first_tokens_vector_alone(exported):
     import onnx
     import onnxruntime
 
@@ -266,6 +267,21 @@ def test_the_last_layer_of_bert_makes_the_first_tokens_vector_alone(exported, tm
     made = session.run(products, {"input_ids": np.array([[2, 5, 6, 7, 3]])})
     rows_made = sorted(each.shape[1] for each in made)  # key and value are made of all tokens
     assert rows_made == [1] * 4 + [5] * 5
+
+
+def test_the_fp32_export_gives_pytorchs_logits(tmp_path):
+    model = random_bert()
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.data *= 10  # else the prompts hardly differ
+    folder = save_checkpoint(tmp_path / "random", settings={"max_length": 64}, model=model)
+    router = Router.load(folder, backend="torch")
+    rows = [row.ids for row in router.encode([*PROMPTS, LONG])]
+    with export.quiet():
+        export.write_fp32(folder, tmp_path / "plain.onnx")
+    logits = OnnxForward(tmp_path / "plain.onnx")(rows)
+    assert logits == pytest.approx(router._forward(rows), abs=1e-5)
+    assert np.ptp(logits[:, 1] - logits[:, 0]) > 0.1
 
 
 def test_older_checkpoint_is_exported_by_command(tmp_path, capsys):
@@ -283,6 +299,7 @@ def test_older_checkpoint_is_exported_by_command(tmp_path, capsys):
 
 
 def test_modernbert_is_exported_too(tmp_path):
+    import onnx
     import torch
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
@@ -302,9 +319,20 @@ def test_modernbert_is_exported_too(tmp_path):
         eos_token_id=3,
     )
     model = ModernBertForSequenceClassification(config)
+    for layer in model.model.layers:  # wide, as those of a trained model are
+        layer.mlp.Wi.weight.data *= 30
     folder = save_checkpoint(tmp_path / "modern", settings={"max_length": 64}, model=model)
     made = export.export_onnx(folder, [*PROMPTS, LONG], [*LABELS_OF_PROMPTS, 1], say=lambda line: None)
     assert made["onnx_file"], made
+    with export.quiet():
+        export.write_fp32(folder, tmp_path / "plain.onnx")
+        rows = [row.ids for row in Router.load(folder).encode(PROMPTS)]
+        export.write_smoothed(tmp_path / "plain.onnx", tmp_path / "smoothed.onnx", rows)
+    files = [tmp_path / name for name in ("plain.onnx", "smoothed.onnx")]
+    before, after = (Counter(node.op_type for node in onnx.load(file).graph.node) for file in files)
+    assert after["Abs"] - before["Abs"] == 4  # one a layer: gated units give values far below zero
+    plain, smoothed = (OnnxForward(file)(rows) for file in files)
+    assert smoothed == pytest.approx(plain, abs=1e-4)
     exact = Router.load(folder, backend="torch").score([*PROMPTS, LONG])
     assert Router.load(folder, backend="onnx").score([*PROMPTS, LONG]) == pytest.approx(exact, abs=0.03)
 
