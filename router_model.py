@@ -251,7 +251,7 @@ class Router:
         if backend is None:
             backend = _backend_for(folder, settings)
         elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
-            raise InputError(f"{fault}; make it: python3 inference/export_onnx.py --model_save_dir {folder}")
+            raise InputError(f"{fault}; make it: python3 finetuning_model/export_onnx.py --model_save_dir {folder}")
         if backend == "onnx":
             forward = OnnxForward(folder / settings.onnx_file)
         else:
@@ -438,7 +438,8 @@ def _backend_for(folder: Path, settings: RouterSettings) -> Backend:
     fault = onnx_fault(folder, settings)
     if fault and settings.onnx_file:
         warnings.warn(
-            f"{fault}, so PyTorch is used; make it anew: python3 inference/export_onnx.py --model_save_dir {folder}",
+            f"{fault}, so PyTorch is used; make it anew: "
+            f"python3 finetuning_model/export_onnx.py --model_save_dir {folder}",
             stacklevel=3,
         )
     return "torch" if fault else "onnx"

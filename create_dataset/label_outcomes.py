@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from create_dataset.endpoint import Choice, Endpoint, NoAnswer, Run, StopRun
 from create_dataset.label_prompts import DATA, DATASET, draw
+from create_dataset.openai_client import Choice, Endpoint, NoAnswer, Run, StopRun
 from create_dataset.output_file import OutputFile, now, timestamp
 from create_dataset.pricing import Budget, Price, find_price, prices_date, token_counter
 from create_dataset.prompt_sources import DrawnPrompts, Prompt

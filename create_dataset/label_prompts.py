@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from create_dataset.agreement import agreement_report, question_records, unseen_questions
-from create_dataset.batch_labelling import BatchJob
-from create_dataset.endpoint import Endpoint, NoAnswer, Run, StopRun, model_name
-from create_dataset.labeller import ask_label, decide
+from create_dataset.label_request import ask_label, decide
+from create_dataset.openai_batch import BatchJob
+from create_dataset.openai_client import Endpoint, NoAnswer, Run, StopRun, model_name
 from create_dataset.output_file import OutputFile, now, row_key, timestamp
 from create_dataset.pricing import BATCH_DISCOUNT, Budget, Price, find_price, prices_date, token_counter
 from create_dataset.prompt_sources import DrawnPrompts, Filters, Prompt, read_records

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from finetuning_model.routing_metrics import DRAWS, Estimate, bootstrap_weights, estimate
+from finetuning_model.evaluation.metrics import DRAWS, Estimate, bootstrap_weights, estimate
 from router_data import InputError, LabelledPrompt, Outcome, expand_paths, read_rows, run_script
 from router_model import Router, newest_checkpoint
 

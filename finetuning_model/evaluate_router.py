@@ -23,10 +23,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from finetuning_model.baselines import baseline_scores, category_gap_of_other_half, category_mean, frozen_encoder
-from finetuning_model.evaluation_figures import as_json, judge_probes, judge_robustness, judge_set
-from finetuning_model.evaluation_report import KNOWS_THE_TEST, markdown, summary
-from finetuning_model.evaluation_sets import (
+from finetuning_model.evaluation.baselines import (
+    baseline_scores,
+    category_gap_of_other_half,
+    category_mean,
+    frozen_encoder,
+)
+from finetuning_model.evaluation.eval_sets import (
     QUESTIONS_FILE,
     EvaluationSet,
     mark_near_copies,
@@ -34,7 +37,9 @@ from finetuning_model.evaluation_sets import (
     read_sets,
     training_rows,
 )
-from finetuning_model.evidence import ROUTER
+from finetuning_model.evaluation.figures import as_json, judge_probes, judge_robustness, judge_set
+from finetuning_model.evaluation.report import KNOWS_THE_TEST, markdown, summary
+from finetuning_model.evaluation.run_report import ROUTER
 from router_data import LABELS, InputError, LabelledPrompt, run_script
 from router_model import Router, newest_checkpoint
 
@@ -87,7 +92,7 @@ def score_sets(sets: list[EvaluationSet], score, train: list[LabelledPrompt], em
 
 def draw_plots(folder: Path, each: EvaluationSet, router: Router, prices: tuple[float, float] | None) -> list[str]:
     """The set's plots; returns their names."""
-    from finetuning_model import plots
+    from finetuning_model.evaluation import plots
 
     scores, threshold, name = each.scores[ROUTER], router.settings.threshold, each.name
     target = next(iter(each.targets.values()))

@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from finetuning_model.evidence import (
+from finetuning_model.evaluation.metrics import Estimate, fit_temperature, label_figures
+from finetuning_model.evaluation.run_report import (
     ROUTER,
     calibration,
     draw_plots,
@@ -32,8 +33,7 @@ from finetuning_model.evidence import (
     write_model_card,
     write_predictions,
 )
-from finetuning_model.routing_metrics import Estimate, fit_temperature, label_figures
-from finetuning_model.training_rows import read_questions, read_training_rows, split_rows, without_near_copies
+from finetuning_model.labelled_rows import read_questions, read_training_rows, split_rows, without_near_copies
 from router_data import InputError, prompt_key, run_script
 from router_model import RouterSettings, calibrated
 
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from finetuning_model.baselines import baseline_scores, drawn_to_neighbours, frozen_encoder
+    from finetuning_model.evaluation.baselines import baseline_scores, drawn_to_neighbours, frozen_encoder
     from finetuning_model.training import fine_tune, load_base, logit_rows, shift_head
 
     transformers.logging.set_verbosity_error()
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     settings.thresholds = thresholds_for_checkpoint(validation_scores, validation.targets)
 
     # 4. The checkpoint
-    from inference.export_onnx import export_onnx
+    from finetuning_model.export_onnx import export_onnx
 
     write_checkpoint(folder, model, tokenizer, settings)
     write_predictions(folder / "predictions.jsonl", test, calibrated(test_logits, settings.temperature))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetuning_model.training_rows import Split
+from finetuning_model.labelled_rows import Split
 from router_data import LABELS, InputError
 from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
 

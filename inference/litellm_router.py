@@ -8,7 +8,7 @@ Clients ask LiteLLM for `router` (the checkpoint's threshold) or `router-0.35` (
 providers, retries, fallbacks. The user's turns decide, never the system prompt; without any text of the user the
 superior model answers. Where nothing but the routing is wanted, inference/serve_openai_api.py is faster.
 
-Example, after `python3 -m pip install -r requirements-litellm.txt` into an environment of its own:
+Example, after `python3 -m pip install -r requirements/litellm.txt` into an environment of its own:
     litellm --config inference/litellm_config.yaml --host 127.0.0.1 --port 4000
 """
 

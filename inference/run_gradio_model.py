@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from dotenv import load_dotenv
 
-from inference import page_parts
-from inference.page_answers import EXPLAIN_HINT, FILE_HINT, Page, Prices
+from inference.page import html_parts
+from inference.page.answers import EXPLAIN_HINT, FILE_HINT, Page, Prices
 from router_data import InputError, run_script
 from router_model import Router, newest_checkpoint, read_config
 
@@ -80,23 +80,23 @@ def build(page: Page):
 
     def on_file(path, threshold, *prices, progress=gr.Progress()):  # noqa: B008 (gradio's way of asking for it)
         if path is None:
-            return None, page_parts.message(FILE_HINT), gr.update(visible=False)
+            return None, html_parts.message(FILE_HINT), gr.update(visible=False)
         try:
             scored = page.score_file(Path(path), progress)
         except InputError as error:
-            return None, page_parts.message(str(error), "error"), gr.update(visible=False)
+            return None, html_parts.message(str(error), "error"), gr.update(visible=False)
         return scored, page.file_summary(scored, threshold, Prices.of(prices)), gr.update(visible=True)
 
     def on_feedback(right, decided, threshold):
         text, decision = decided
         if decision is None:
-            return page_parts.message("Type a prompt first.")
+            return html_parts.message("Type a prompt first.")
         try:
-            return page_parts.message(page.give_feedback(text, decision, threshold, right))
+            return html_parts.message(page.give_feedback(text, decision, threshold, right))
         except (InputError, OSError) as error:
-            return page_parts.message(str(error), "error")
+            return html_parts.message(str(error), "error")
 
-    hint = page_parts.message(EXPLAIN_HINT)
+    hint = html_parts.message(EXPLAIN_HINT)
     with gr.Blocks(title="LLM router", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         decided, asked, scored = gr.State(("", None)), gr.State({"text": None}), gr.State(None)
         gr.HTML(page.header())
@@ -111,7 +111,7 @@ def build(page: Page):
                         placeholder="What a user would ask",
                         elem_id="prompt",
                     )
-                    card = gr.HTML(page_parts.empty_card(), elem_id="decision", js_on_load=announce("status"))
+                    card = gr.HTML(html_parts.empty_card(), elem_id="decision", js_on_load=announce("status"))
                     with gr.Row(elem_id="actions"):
                         explain = gr.Button("Explain", variant="primary", elem_id="explain", size="md", min_width=90)
                         right = gr.Button(
@@ -136,7 +136,7 @@ def build(page: Page):
                         file_types=[".jsonl", ".csv", ".txt"],
                         elem_id="file",
                     )
-                    summary = gr.HTML(page_parts.message(FILE_HINT), elem_id="summary", js_on_load=announce("status"))
+                    summary = gr.HTML(html_parts.message(FILE_HINT), elem_id="summary", js_on_load=announce("status"))
                     download = gr.Button("Download the scored file", visible=False, elem_id="download")
                     link = gr.DownloadButton("", visible="hidden", elem_id="link")
             with gr.Column(scale=2, min_width=320, elem_id="side"):
@@ -223,7 +223,7 @@ def launch(page: Page, server_name: str, server_port: int | None, share: bool, a
             footer_links=[],
             max_file_size=LARGEST_FILE,
             theme=theme,
-            css_paths=Path(__file__).with_name("page.css"),
+            css_paths=Path(__file__).parent / "page" / "page.css",
         )
     except OSError as error:
         raise InputError(f"the page can't be served on {server_name}: {error}; name a free --server_port") from error

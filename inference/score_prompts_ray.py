@@ -3,7 +3,7 @@
 Reads:  a checkpoint, and JSONL, CSV or parquet: files, a folder, or what Ray can reach, such as s3://bucket/logs/.
 Writes: a folder of JSONL files with the fields that score_prompts.py writes, the rows in the order they came.
 
-Needs `python3 -m pip install -r requirements-ray.txt`. On a cluster (RAY_ADDRESS), this project and the checkpoint lie
+Needs `python3 -m pip install -r requirements/ray.txt`. On a cluster (RAY_ADDRESS), this project and the checkpoint lie
 in the same folder on every machine.
 
     python3 inference/score_prompts_ray.py --input logs/ --output scored/ --num_workers 2
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         import ray
     except ImportError:
-        raise InputError("Ray is not installed; run: python3 -m pip install -r requirements-ray.txt") from None
+        raise InputError("Ray is not installed; run: python3 -m pip install -r requirements/ray.txt") from None
     import ray.data
 
     # 1. The checkpoint, checked here before workers start

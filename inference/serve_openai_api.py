@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from dotenv import load_dotenv
 
-from inference.routing_app import Settings, create_app
-from inference.upstreams import Side
+from inference.endpoint.app import Settings, create_app
+from inference.endpoint.upstreams import Side
 from router_data import InputError, run_script
 from router_model import Router, newest_checkpoint
 

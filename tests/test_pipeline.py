@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, random_bert, save_checkpoint
+from judgments import TIERS, gpt4_votes, human_votes
 from openai_server import INFERIOR_ANSWER, SUPERIOR_ANSWER, OpenAIServer, completion
-from test_dataset_analysis import TIERS, gpt4_votes, human_votes
 
 from router_data import SUPERIOR, LabelledQuestion, read_rows, write_rows
 from router_model import Router

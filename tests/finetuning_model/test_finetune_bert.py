@@ -1,0 +1,330 @@
+"""Stage 3 on a tiny BERT: what it reads, what it refuses, and the checkpoint it leaves."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EASY, FILLER, HARD, ROOT, random_bert, save_checkpoint, tiny_tokenizer
+
+from finetuning_model import finetune_bert
+from finetuning_model.labelled_rows import read_questions, read_training_rows, split_rows
+from finetuning_model.training import LengthWindows, newest_trainer_state
+from router_data import INFERIOR, LABELS, SUPERIOR, InputError, LabelledPrompt, label_of, prompt_key, write_rows
+from router_model import Router
+
+
+def made_up_rows(n: int, seed: int = 0) -> list[dict]:
+    """Prompts of made-up words; those with a word of HARD are graded 0.9, the others 0.1."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(n):
+        grade = 0.9 if i % 2 else 0.1
+        words = draw.choices(FILLER, k=6) + draw.choices(EASY, k=3) + [draw.choice(HARD if i % 2 else EASY), f"n{i}"]
+        draw.shuffle(words)
+        row = {"prompt": " ".join(words), "label": label_of(grade), "superior_probability": grade}
+        rows.append({**row, "labelled_by": "test", "category": "made up"})
+    return rows
+
+
+def question(i: int, hard: bool, shown: bool = False) -> dict:
+    ratio = 0.05 if hard else 0.5
+    return {
+        "prompt": f"{'zorp quix' if hard else 'apple door'} q{i}",
+        "label": SUPERIOR if hard else INFERIOR,
+        "question_id": 80 + i,
+        "category": "writing",
+        "turns": [f"{'zorp quix' if hard else 'apple door'} q{i}", "and the chair"],
+        "superior_wins": 10,
+        "inferior_wins": 2,
+        "ties": 2,
+        "inferior_ratio": ratio,
+        "inferior_ratio_low": 0.0,
+        "inferior_ratio_high": 1.0,
+        "difficulty_rank": i + 1,
+        "in_labelling_prompt": shown,
+    }
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny BERT that was never fine-tuned."""
+    return save_checkpoint(tmp_path_factory.mktemp("hub") / "tiny-bert", model=random_bert())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, base):
+    """One whole run of the script: its folder, its questions and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = made_up_rows(240)
+    write_rows(folder / "router_dataset_labelled-a.jsonl", rows[:150])
+    write_rows(
+        folder / "router_dataset_labelled-b.jsonl", rows[150:] + rows[:5] + [row_of(question(3, True)["prompt"])]
+    )
+    write_rows(folder / "auxiliary.jsonl", rows[:60] + made_up_rows(20, seed=1))
+    questions = [question(i, hard=i % 2 == 1, shown=i < 2) for i in range(12)]
+    write_rows(folder / "questions.jsonl", questions)
+    printed = subprocess.run(
+        [sys.executable, ROOT / "finetuning_model" / "finetune_bert.py", *arguments(folder, base)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert printed.returncode == 0, printed.stderr[-2000:]
+    (saved,) = (folder / "models").glob("*-save")
+    return saved, questions, printed.stdout
+
+
+def row_of(prompt: str, label: str = SUPERIOR, **more) -> dict:
+    return {"prompt": prompt, "label": label, "labelled_by": "test", **more}
+
+
+def arguments(folder: Path, base: Path, *more: str) -> list[str]:
+    return [
+        *("--train_files", str(folder / "router_dataset_labelled-*.jsonl"), "--hf_model_name", str(base)),
+        *("--questions_file", str(folder / "questions.jsonl"), "--output_dir", str(folder / "models")),
+        *("--auxiliary_files", str(folder / "auxiliary.jsonl")),
+        *("--num_train_epochs", "8", "--learning_rate", "5e-3", "--max_length", "32", "--layer_decay", "1"),
+        *("--early_stopping_patience", "16", "--freeze_layers", "0", *more),
+    ]
+
+
+def test_it_learns_and_beats_the_majority_on_the_test_part(run):
+    saved, _, _ = run
+    test = json.loads((saved / "metrics.json").read_text())["test"]
+    router = test["figures"]["this router"]
+    assert router["AUROC"]["value"] > 0.9
+    assert router["accuracy"]["value"] > test["figures"]["majority"]["accuracy"]["value"] + 0.2
+    assert router["AUROC"]["low"] <= router["AUROC"]["value"] <= router["AUROC"]["high"]
+    assert {"prompt length", "TF-IDF + logistic regression", "embeddings + nearest neighbours"} <= set(test["figures"])
+    counts = test["confusion_matrix"]
+    assert sum(counts[a][b] for a in LABELS for b in LABELS) == test["rows"]
+
+
+def test_the_folder_holds_the_contract_and_loads_plainly(run):
+    from transformers import AutoModelForSequenceClassification
+
+    saved, _, _ = run
+    names = {path.name for path in saved.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "router.json", "metrics.json", "run.json"} <= names
+    assert {"README.md", "predictions.jsonl", "reliability.png", "scores.png", "training.png"} <= names
+    assert not any(path.is_dir() for path in saved.glob("seed-*"))
+    model = AutoModelForSequenceClassification.from_pretrained(saved)
+    assert model.config.id2label == {0: INFERIOR, 1: SUPERIOR}
+    record = json.loads((saved / "run.json").read_text())
+    assert record["arguments"]["seed"] == 0 and all(len(digest) == 64 for digest in record["data_sha256"].values())
+
+
+def test_predictions_are_what_the_saved_checkpoint_says(run):
+    saved, _, _ = run
+    rows = [json.loads(line) for line in (saved / "predictions.jsonl").open()]
+    scores = Router.load(saved, backend="torch").score([row["prompt"] for row in rows])
+    assert np.allclose(scores, [row["superior_probability"] for row in rows], atol=1e-4)
+    assert np.mean((scores >= 0.5) == [row["label"] == SUPERIOR for row in rows]) > 0.8
+
+
+def test_the_temperature_and_thresholds_are_in_router_json(run):
+    saved, _, _ = run
+    settings = json.loads((saved / "router.json").read_text())
+    assert settings["temperature"] > 0 and settings["max_length"] == 32 and settings["base_model"] == "tiny-bert"
+    assert "at_most_20_percent_superior" in settings["thresholds"]
+    scores = [json.loads(line)["superior_probability"] for line in (saved / "validation_predictions.jsonl").open()]
+    assert np.mean(np.array(scores) >= settings["thresholds"]["at_most_20_percent_superior"]) <= 0.2
+
+
+def test_repeats_and_test_questions_are_dropped_and_shown_questions_not_judged(run):
+    saved, questions, printed = run
+    assert "246 rows read, 5 repeats and 1 test questions dropped" in printed
+    assert json.loads((saved / "metrics.json").read_text())["questions"]["rows"] == 10
+    trained = {json.loads(line)["prompt"] for line in (saved / "predictions.jsonl").open()}
+    assert not trained & {each["prompt"] for each in questions}
+
+
+def test_auxiliary_rows_are_trained_on_and_never_near_a_judged_prompt(run):
+    saved, _, printed = run
+    judged = set()
+    for name in ("predictions.jsonl", "validation_predictions.jsonl"):
+        judged |= {prompt_key(json.loads(line)["prompt"]) for line in (saved / name).open()}
+    auxiliary = [json.loads(line)["prompt"] for line in (saved.parents[1] / "auxiliary.jsonl").open()]
+    left_out = sum(prompt_key(prompt) in judged for prompt in auxiliary)
+    counts = json.loads((saved / "run.json").read_text())["rows"]
+    assert left_out > 0 and counts["auxiliary"] == len(auxiliary) - left_out
+    assert counts["train"] + counts["validation"] + counts["test"] == 240 + counts["auxiliary"]
+    assert f"training on {counts['train']} ({counts['auxiliary']} of them auxiliary)" in printed
+
+
+def test_the_last_line_is_the_next_command(run):
+    saved, _, printed = run
+    assert printed.strip().splitlines()[-1] == (
+        f"next: python3 inference/run_gradio_model.py --model_save_dir {saved} --hf_model_name tiny-bert"
+    )
+    assert saved.name.startswith("tiny-bert-router-finetuning-2")
+    card = (saved / "README.md").read_text()
+    assert saved.name in card and "$" not in card and ".unfinished" not in card
+
+
+def test_same_seed_same_metrics_and_two_processes_do_as_well(run, base, tmp_path):
+    saved, _, _ = run
+    folder = saved.parents[1]
+    one = run_in_process(folder, base, tmp_path / "again")
+    assert (one / "metrics.json").read_text() == (saved / "metrics.json").read_text()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    more = ["--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, str(ROOT / "finetuning_model" / "finetune_bert.py"), *arguments(folder, base, *more)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (two,) = (tmp_path / "two").glob("*-save")
+    auroc = [
+        json.loads((each / "metrics.json").read_text())["test"]["figures"]["this router"]["AUROC"]["value"]
+        for each in (saved, two)
+    ]
+    assert abs(auroc[0] - auroc[1]) < 0.08
+
+
+def run_in_process(folder: Path, base: Path, output_dir: Path) -> Path:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, ROOT / "finetuning_model" / "finetune_bert.py"]
+    more = ["--output_dir", str(output_dir)]
+    done = subprocess.run([*command, *arguments(folder, base, *more)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return next(output_dir.glob("*-save"))
+
+
+def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatch, capsys):
+    from finetuning_model import training
+
+    folder = run[0].parents[1]
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "logit_rows", stopped)
+    more = ("--output_dir", str(tmp_path), "--num_train_epochs", "2")
+    with pytest.raises(KeyboardInterrupt):
+        finetune_bert.main(arguments(folder, base, *more))
+    (unfinished,) = tmp_path.glob("*.unfinished")
+    assert newest_trainer_state(unfinished / "seed-0")
+    assert f"--resume_from_checkpoint {unfinished}" in capsys.readouterr().out
+    monkeypatch.undo()
+    finished = finetune_bert.main(arguments(folder, base, *more, "--resume_from_checkpoint", str(unfinished)))
+    assert finished == unfinished.with_name(unfinished.name.removesuffix(".unfinished")) and not unfinished.exists()
+
+
+def test_near_copies_never_straddle_the_parts():
+    rows = []
+    for i, row in enumerate(made_up_rows(120)):
+        base_row = LabelledPrompt(**{**row, "prompt": row["prompt"] + f" some more words to be long enough {i}"})
+        rows += [base_row, base_row.model_copy(update={"prompt": base_row.prompt.upper() + "!"})]
+    parts = split_rows(rows, seed=3)
+    where = {}
+    for number, part in enumerate(parts):
+        for row in part.rows:
+            assert where.setdefault(prompt_key(row.prompt).rstrip("!"), number) == number
+    assert sum(len(part.rows) for part in parts) == len(rows)
+    assert [len(part.rows) for part in split_rows(rows, seed=3)] == [len(part.rows) for part in parts]
+
+
+def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():
+    lengths = [random.Random(i).randint(1, 200) for i in range(1000)]
+    sampler = LengthWindows(lengths, batch_size=10, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(1000)) and first != second
+    spread = [np.ptp([lengths[j] for j in first[i : i + 10]]) for i in range(0, 1000, 10)]
+    assert np.mean(spread) < 10
+
+
+def test_outcome_rows_become_grades(tmp_path):
+    outcomes = [
+        {"prompt": "p", "weak_score": 0.0, "strong_score": 1.0},
+        {"prompt": "q", "weak_score": 1, "strong_score": 0},
+    ]
+    outcomes.append({"prompt": "r", "weak_score": 0.0, "strong_score": 0.0})
+    write_rows(tmp_path / "o.jsonl", outcomes)
+    for target, grades in (("gain", [1.0, 0.0, 0.5]), ("fail", [1.0, 0.0, 1.0])):
+        rows, _ = read_training_rows([tmp_path / "o.jsonl"], target)
+        assert [row.target for row in rows] == pytest.approx(grades)
+        assert [row.label for row in rows] == [SUPERIOR, INFERIOR, SUPERIOR if target == "fail" else INFERIOR]
+
+
+def test_two_labels_of_one_labeller_stop_it_and_two_labellers_do_not(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [row_of("One prompt"), row_of("one  PROMPT", INFERIOR)])
+    with pytest.raises(InputError, match="labelled ROUTE_TO_INFERIOR, but ROUTE_TO_SUPERIOR"):
+        read_training_rows([tmp_path / "a.jsonl"], "gain")
+    write_rows(tmp_path / "a.jsonl", [row_of("One prompt"), row_of("one prompt", INFERIOR, labelled_by="human")][:1])
+    write_rows(tmp_path / "b.jsonl", [{**row_of("one prompt", INFERIOR), "labelled_by": "human"}])
+    rows, counts = read_training_rows([tmp_path / "*.jsonl"], "gain")
+    assert len(rows) == 2 and counts["repeats_dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--train_files", "nowhere.jsonl"], "no such file: nowhere.jsonl"),
+        (["--hf_model_name", "no-such-org/no-such-model"], "no-such-org/no-such-model can't be had.*--hf_model_name"),
+        (["--resume_from_checkpoint", "nowhere.unfinished"], "no unfinished run at nowhere.unfinished"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--limit", "8"], "too few"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run, base, change, says):
+    with pytest.raises(InputError, match=says) as error:
+        finetune_bert.main([*arguments(run[0].parents[1], base), *change])
+    assert "\n" not in str(error.value)
+
+
+def test_no_labelled_prompts_names_stage_2_and_the_sample(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="create_dataset/label_prompts.py.*router_dataset_sample.jsonl"):
+        finetune_bert.main([])
+
+
+def test_without_questions_it_says_how_to_make_them(tmp_path, capsys):
+    assert read_questions(tmp_path / "none.jsonl") == []
+    assert "python3 dataset_analysis/analyse_human_judgments.py" in capsys.readouterr().out
+
+
+def test_help_is_light():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path(sys.path.pop(), run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'datasets', 'gradio'} & set(sys.modules), 'heavy import'"
+    )
+    script = ROOT / "finetuning_model" / "finetune_bert.py"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(script)!r})\n{code}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--num_seeds" in done.stdout
+
+
+def test_the_tiny_tokenizer_knows_the_made_up_words():
+    assert tiny_tokenizer(HARD).backend_tokenizer.encode("zorp").tokens == ["[CLS]", "zorp", "[SEP]"]
+
+
+def test_a_grade_is_drawn_to_those_of_its_neighbours():
+    from finetuning_model.evaluation.baselines import drawn_to_neighbours
+
+    draw = np.random.default_rng(0)
+    side = np.repeat([0, 1], 40)
+    vectors = np.eye(2, 8)[side] + 0.1 * draw.normal(size=(80, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    grades = np.where(side == 1, 0.9, 0.1)
+    grades[5] = 0.9  # one that contradicts its neighbours
+
+    drawn = drawn_to_neighbours(grades, vectors, 0.5)
+
+    assert drawn[5] < 0.6 and drawn[40:].min() > 0.8 and np.delete(drawn[:40], 5).max() < 0.2
+    np.testing.assert_allclose(drawn_to_neighbours(grades, vectors, 0), grades)
+    unrelated = drawn_to_neighbours(grades, vectors[draw.permutation(80)], 1.0)
+    assert np.std(unrelated) < 0.5 * np.std(grades)  # neighbours that say nothing leave the mean
