@@ -1,27 +1,52 @@
-"""The row of JSONL that the stages hand to one another: its fields, and how it is read, checked and written.
+"""Contract 1, the row of JSONL that the stages hand to one another: its fields, how it is read, checked and written.
 
-A file has one JSON object a line, is UTF-8, and ends in a newline, so that files can be merged with `cat` and
-filtered with `grep '"ROUTE_TO_INFERIOR"'`. Importing this module is cheap: no torch, transformers, datasets or gradio.
+A file has one JSON object a line, is UTF-8, and ends in a newline, so that files can be merged with `cat` and filtered
+with `grep '"ROUTE_TO_INFERIOR"'`. `read_records` reads everybody else's files: whatever local file holds prompts.
+
+The module also holds what every program shares: `InputError`, `run_script` and the flags that several programs take.
+Importing it is cheap: no torch, transformers, datasets or gradio.
 """
 
+import argparse
+import csv
 import glob
+import gzip
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+PROJECT_ROOT = Path(__file__).resolve().parent
 
 INFERIOR = "ROUTE_TO_INFERIOR"
 SUPERIOR = "ROUTE_TO_SUPERIOR"
 LABELS = (INFERIOR, SUPERIOR)  # the position is the class index of every checkpoint
+TIER_NAMES = {INFERIOR: "inferior", SUPERIOR: "superior"}
+
+DATASETS_DIR = Path("final-datasets")
+QUESTIONS_FILE = DATASETS_DIR / "mt_bench_questions_labelled.jsonl"
+LABELLING_PROMPT_FILE = DATASETS_DIR / "labelling_prompt.txt"
+LABELLED_FILES_GLOB = "final-datasets/router_dataset_labelled-*.jsonl"
+SAMPLE_FILE = DATASETS_DIR / "sample" / "router_dataset_sample.jsonl"
+
+EVEN_GAIN = 0.2  # gain at which the two routes are worth the same; see probability_from_gain
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "query", "input")
+CONVERSATION_COLUMNS = ("conversation", "conversations", "messages")
 
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that names it and the remedy."""
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 class LabelledPrompt(BaseModel):
@@ -30,9 +55,17 @@ class LabelledPrompt(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     prompt: str = Field(description="what the user typed first; not blank")
-    label: Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"] = Field(description="the preferred route")
+    label: Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"] = Field(
+        description="the preferred route; where superior_probability is given, SUPERIOR exactly when it is >= 0.5"
+    )
     superior_probability: float | None = Field(
-        default=None, ge=0, le=1, description="how sure the labeller was that the superior model is needed, 0..1"
+        default=None, ge=0, le=1, description="the soft label: how sure the labeller is that the superior model pays"
+    )
+    inferior_quality: float | None = Field(
+        default=None, ge=0, le=1, description="how likely the inferior model's answer is good, by the labeller"
+    )
+    superior_quality: float | None = Field(
+        default=None, ge=0, le=1, description="how likely the superior model's answer is good, by the labeller"
     )
     source: str | None = Field(default=None, description="the data set the prompt came from")
     source_id: str | None = Field(default=None, description="the row of that data set")
@@ -56,20 +89,20 @@ class LabelledPrompt(BaseModel):
         return self
 
     @property
-    def target(self) -> float:
-        """The superior probability to train on: the grade where there is one, else the label as 0 or 1."""
+    def soft_label(self) -> float:
+        """The superior probability to train on, 0..1: the labeller's where there is one, else the label as 0 or 1."""
         return float(self.label == SUPERIOR) if self.superior_probability is None else self.superior_probability
 
 
 class LabelledQuestion(LabelledPrompt):
     """A question of MT-Bench, labelled by the human votes between the tiers."""
 
-    question_id: int
-    category: str
-    turns: list[str]
-    superior_wins: int = Field(ge=0)
-    inferior_wins: int = Field(ge=0)
-    ties: int = Field(ge=0)
+    question_id: int = Field(description="MT-Bench's number")
+    category: str = Field(description="MT-Bench's category")
+    turns: list[str] = Field(description="both turns; the prompt is the first")
+    superior_wins: int = Field(ge=0, description="votes for a superior model")
+    inferior_wins: int = Field(ge=0, description="votes for an inferior model")
+    ties: int = Field(ge=0, description="votes for neither")
     inferior_ratio: float = Field(ge=0, le=1, description="(inferior wins + ties / 2) / votes")
     inferior_ratio_low: float = Field(ge=0, le=1, description="lower end of its 95% interval")
     inferior_ratio_high: float = Field(ge=0, le=1, description="upper end of its 95% interval")
@@ -82,12 +115,28 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    prompt: str
+    prompt: str = Field(description="what both models were asked")
     group: str | None = Field(default=None, description="subject or category")
-    weak_model: str | None = None
-    strong_model: str | None = None
+    weak_model: str | None = Field(default=None, description="the inferior model's name")
+    strong_model: str | None = Field(default=None, description="the superior model's name")
     weak_score: float = Field(allow_inf_nan=False, description="quality of the inferior model's answer")
     strong_score: float = Field(allow_inf_nan=False, description="quality of the superior model's answer")
+
+
+class RouterAnswer(BaseModel):
+    """What a router adds to a row: in predictions, scored files and decision logs. Other fields stay as they were."""
+
+    model_config = ConfigDict(extra="allow")
+
+    router_score: float | None = Field(
+        default=None, ge=0, le=1, description="the router's probability that the superior model is needed"
+    )
+    router_label: Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"] | None = Field(
+        default=None, description="the route taken"
+    )
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="SUPERIOR exactly when router_score reaches it"
+    )
 
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -98,52 +147,61 @@ def label_of(superior_probability: float, threshold: float = 0.5) -> str:
     return SUPERIOR if superior_probability >= threshold else INFERIOR
 
 
-def prompt_key(prompt: str) -> str:
+def probability_from_gain(gain: float) -> float:
+    """The soft label of a gain g = superior quality - inferior quality: g / (g + 0.2), and 0 where g is negative.
+
+    0.5 is where one answer in five would be better from the superior model. A smaller gain is rarely noticed, a larger
+    one often; the map is monotone, so it changes no order, only where the two labels part.
+    """
+    gain = max(0.0, gain)
+    return gain / (gain + EVEN_GAIN)
+
+
+def normalise_prompt(prompt: str) -> str:
     """The form in which two prompts count as the same: case and white space folded."""
     return " ".join(prompt.casefold().split())
 
 
-def prompt_id(text: str) -> str:
+def short_sha256(text: str) -> str:
     """The first 12 hex digits of the text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def near_copy_groups(prompts: Sequence[str], similarity: float = 0.8) -> list[int]:
-    """Group prompts so that near copies share a group.
+def dedup_key(prompt: str) -> str:
+    """The key by which a prompt is found again in a file of rows."""
+    return short_sha256(normalise_prompt(prompt))
 
-    Two prompts are near copies when the estimated Jaccard similarity of their sets of five-character pieces (case and
-    white space folded) reaches `similarity`; groups are the connected components. MinHash with locality-sensitive
-    hashing (Broder 1997), so time grows with the number of prompts, not of pairs.
+
+def near_duplicate_groups(prompts: Sequence[str], similarity: float = 0.8) -> list[int]:
+    """Group prompts so that near duplicates share a group.
+
+    Two prompts are near duplicates when the estimated Jaccard similarity of their sets of five-character shingles
+    (case and white space folded) reaches `similarity`; groups are the connected components. MinHash with
+    locality-sensitive hashing (Broder 1997), so time grows with the number of prompts, not of pairs.
 
     Returns:
-        A group number per prompt, numbered in order of first appearance.
+        A group number per prompt: the position of the group's first prompt.
     """
     from datasketch import MinHash, MinHashLSH
+    from scipy.cluster.hierarchy import DisjointSet
 
     index = MinHashLSH(threshold=similarity, num_perm=64)
-    group_of: list[int] = []
-    parent: list[int] = []  # union-find over groups
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            group = parent[group]
-        return group
-
-    for i, signature in enumerate(MinHash.generator(map(pieces, prompts), num_perm=64)):
-        near = {root(group_of[j]) for j in index.query(signature)}
-        if not near:
-            parent.append(len(parent))
-        group_of.append(min(near, default=len(parent) - 1))
-        for group in near:
-            parent[group] = min(near)
+    groups = DisjointSet(range(len(prompts)))
+    for i, signature in enumerate(MinHash.generator(map(shingles, prompts), num_perm=64)):
+        for j in index.query(signature):
+            groups.merge(i, j)
         index.insert(i, signature)
-    return [root(group) for group in group_of]
+    first: dict[int, int] = {}
+    return [first.setdefault(groups[i], i) for i in range(len(prompts))]
 
 
-def pieces(prompt: str, size: int = 5) -> list[bytes]:
+def shingles(prompt: str, size: int = 5) -> list[bytes]:
     """The distinct runs of `size` characters of a prompt, case and white space folded; what MinHash compares."""
-    text = prompt_key(prompt)
+    text = normalise_prompt(prompt)
     return list({text[i : i + size].encode("utf-8", "replace") for i in range(max(1, len(text) - size + 1))})
+
+
+# --- reading our own rows --------------------------------------------------------------------------------------------
 
 
 def expand_paths(patterns: Iterable[str | Path]) -> list[Path]:
@@ -174,22 +232,178 @@ def read_rows(path: str | Path, row_type: type[Row] = LabelledPrompt) -> Iterato
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _parse(line, row_type, f"{path}, line {number}")
+                    yield check_row(parse_line(line, f"{path}, line {number}"), row_type, f"{path}, line {number}")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _parse(line: bytes, row_type: type[Row], where: str) -> Row:
+def row_type_of(path: str | Path) -> type[LabelledPrompt] | type[Outcome]:
+    """What the rows of a JSONL file are, by its first row: outcomes have both scores and no label."""
+    with open(path, "rb") as file:
+        first = next((line for line in file if line.strip()), b"{}")
+    fields = parse_line(first, f"{path}, line 1")
+    return Outcome if {"weak_score", "strong_score"} & fields.keys() and "label" not in fields else LabelledPrompt
+
+
+def parse_line(line: bytes, where: str) -> dict:
+    """The JSON object of one line.
+
+    Raises:
+        InputError: it is none; `where` names the file and the line.
+    """
     try:
-        return row_type.model_validate(json.loads(line.decode("utf-8-sig")))
+        fields = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8; convert the file to UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}); mend or delete the line") from error
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or type(error).__name__
+        raise InputError(f"{where}: not JSON ({reason}); mend or delete the line") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: not a JSON object; mend or delete the line")
+    return fields
+
+
+def check_row(fields: dict, row_type: type[Row], where: str) -> Row:
+    """The fields as a row.
+
+    Raises:
+        InputError: a field is missing or wrong; `where` names the file and the line.
+    """
+    try:
+        return row_type.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"])) or "row"
         raise InputError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+# --- reading any local file of prompts -------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """A row of any file or data set, before anything is known about it."""
+
+    fields: dict
+    source: str
+    number: int
+
+
+def is_local(name: str) -> bool:
+    """Whether a data set's name means files here rather than a data set of the hub."""
+    return os.path.exists(name) or "*" in name or Path(name.removesuffix(".gz")).suffix in READERS
+
+
+def read_records(patterns: Iterable[str | Path]) -> Iterator[Record]:
+    """The rows of local JSONL, CSV, parquet and text files (.gz too) one at a time; a folder stands for its parquet.
+
+    Raises:
+        InputError: no such file, an unknown kind of file, or a malformed line; each is named.
+    """
+    for pattern in patterns:
+        for path in expand_paths([Path(pattern) / "*.parquet" if os.path.isdir(pattern) else pattern]):
+            suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+            read = READERS.get(suffix.lower())
+            if read is None:
+                kinds = ", ".join(READERS)
+                raise InputError(f"{path}: don't know how to read '{path.suffix}' files; use one of {kinds}")
+            for number, fields in enumerate(read(path), 1):
+                yield Record(fields, path.name, number)
+
+
+def _open_binary(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+
+
+def _read_jsonl(path: Path) -> Iterator[dict]:
+    with _open_binary(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield parse_line(line, f"{path}, line {number}")
+
+
+def _read_csv(path: Path) -> Iterator[dict]:
+    csv.field_size_limit(2**31 - 1)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        try:
+            yield from csv.DictReader(file, restval="")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _read_parquet(path: Path) -> Iterator[dict]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path}: not a parquet file ({error})") from error
+
+
+def _read_text(path: Path) -> Iterator[dict]:
+    """One prompt a line."""
+    with _open_binary(path) as file:
+        for line in file:
+            if text := line.decode("utf-8-sig", "replace").strip("\r\n"):
+                yield {"prompt": text}
+
+
+READERS: dict[str, Callable[[Path], Iterator[dict]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
+}
+
+
+def prompt_in(fields: dict, column: str | None = None) -> str | list[dict] | None:
+    """The prompt of a row: a text, or a conversation as messages with role and content; None where there is none.
+
+    Args:
+        column: where it stands (default: the first of the usual names that is there).
+
+    Raises:
+        InputError: no column could hold a prompt, or it holds something else; names the columns.
+    """
+    if column and column not in fields:
+        raise InputError(f"no column {column!r}, but {', '.join(map(str, fields))}; name it with --prompt_column")
+    conversations = (name for name in CONVERSATION_COLUMNS if isinstance(fields.get(name), list))
+    texts = (name for name in PROMPT_COLUMNS if name in fields)
+    name = column or next(conversations, None) or next(texts, None)
+    if name is None:
+        if any(name in fields for name in CONVERSATION_COLUMNS):
+            return None
+        raise InputError(f"no prompt among the columns {', '.join(map(str, fields))}; name it with --prompt_column")
+    value = fields[name]
+    if isinstance(value, list):
+        return [_as_message(message) for message in value]
+    if value is None or isinstance(value, str):
+        return value if value and value.strip() else None
+    raise InputError(f"{name} is neither a text nor a list of messages: {str(value)[:80]}")
+
+
+def _as_message(message: object) -> dict:
+    """A message in OpenAI's form, of OpenAI's form or ShareGPT's (from, value)."""
+    if not isinstance(message, dict) or not {"role", "from"} & message.keys():
+        raise InputError("a conversation is a list of messages, each with a role and a content")
+    role = message.get("role", message.get("from"))
+    return {"role": "user" if role == "human" else role, "content": message.get("content", message.get("value"))}
+
+
+def first_user_turn(prompt: str | list[dict] | None) -> str:
+    """What the user typed first, lone surrogates replaced (they can't be sent); empty where there is nothing."""
+    if isinstance(prompt, list):
+        contents = (message["content"] for message in prompt if message["role"] == "user")
+        prompt = next(contents, None)
+    return prompt.encode("utf-8", "replace").decode() if isinstance(prompt, str) else ""
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def encode_row(row: BaseModel | dict) -> bytes:
@@ -220,13 +434,149 @@ def write_rows(path: str | Path, rows: Iterable[BaseModel | dict]) -> None:
     os.replace(partial, path)
 
 
-def run_script(main) -> None:
-    """Run a script's `main()`; an InputError ends it with one line on stderr and exit status 1, without a traceback."""
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write a whole text file in UTF-8; a reader never sees half of it."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a value as indented JSON; a reader never sees half of it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=float)
+    write_text_atomically(path, text + "\n")
+
+
+class RowAppender:
+    """Appends rows to a JSONL file, each in one unbuffered write to its end, so that several processes may share it.
+
+    A kill loses at most the row being written; the partial line it leaves is cut off when the file is opened again.
+
+    Raises:
+        InputError: the file can't be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = os.fdopen(descriptor, "ab", buffering=0)
+            truncate_partial_line(self.path)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def append(self, row: BaseModel | dict) -> None:
+        """Write a row whole or not at all; once this returns, a kill doesn't lose it.
+
+        Raises:
+            InputError: the disk is full or gone; what had been written of the row is taken back.
+        """
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = memoryview(encode_row(row))
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(before)
+            raise InputError(f"cannot write {self.path}: {error.strerror}; free some space, then resume") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def truncate_partial_line(path: Path) -> None:
+    """Cut off what stands behind the last newline: a line that a kill left half written."""
+    with open(path, "rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            end = start + newline + 1 if newline >= 0 else start
+            if newline >= 0:
+                break
+        if end < size:
+            file.truncate(end)
+
+
+def timestamp() -> str:
+    """Now, for file names: 20240722T133228, UTC."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+
+
+def now() -> str:
+    """Now, for rows: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+def program_parser(docstring: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` is the program's own docstring, followed by its flags."""
+    return argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What routing costs: US dollars per million tokens of each model, and the tokens of a prompt with its answer."""
+
+    inferior: float
+    superior: float
+    tokens_per_prompt: float
+
+    def per_thousand(self, superior_share):
+        """US dollars for 1,000 prompts of which this share (0..1; a number or an array) goes to the superior model."""
+        price = superior_share * self.superior + (1 - superior_share) * self.inferior
+        return self.tokens_per_prompt / 1000 * price
+
+
+def add_price_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags from which `prices_from` makes `Prices`."""
+    group = parser.add_argument_group("prices")
+    add = group.add_argument
+    add("--price_superior", type=float, metavar="USD", help="superior model, US dollars per million tokens")
+    add("--price_inferior", type=float, metavar="USD", help="inferior model, US dollars per million tokens")
+    add(
+        "--tokens_per_prompt", type=float, default=800, metavar="N",
+        help="tokens of a prompt with its answer (default: 800)",
+    )  # fmt: skip
+
+
+def prices_from(args: argparse.Namespace) -> Prices | None:
+    """The prices that the flags give; None where they give none.
+
+    Raises:
+        InputError: only one price, a negative one, or no tokens.
+    """
+    if args.price_superior is None and args.price_inferior is None:
+        return None
+    if args.price_superior is None or args.price_inferior is None:
+        raise InputError("--price_superior and --price_inferior go together, in US dollars per million tokens")
+    if min(args.price_superior, args.price_inferior) < 0 or args.tokens_per_prompt <= 0:
+        raise InputError("prices must not be negative, and --tokens_per_prompt must be positive")
+    return Prices(args.price_inferior, args.price_superior, args.tokens_per_prompt)
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a program's `main()`: with the project's `.env`, one-line warnings, and one-line errors.
+
+    An InputError ends it with one line on stderr and exit status 1, without a traceback. What the program writes is
+    readable for its user only. Variables that are set already win over those of `.env`.
+    """
+    from dotenv import load_dotenv
+
+    load_dotenv(PROJECT_ROOT / ".env")
+    os.umask(0o077)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {printable(str(message))}", file=sys.stderr)
     try:
         status = main()
         sys.exit(status if isinstance(status, int) else 0)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -234,3 +584,8 @@ def run_script(main) -> None:
     except BrokenPipeError:  # `| head` closed the other end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

@@ -1,41 +1,63 @@
-"""The checkpoint that stage 3 saves and everything in `inference/` uses: find it, load it, score prompts with it.
+"""Contract 2, the checkpoint that stage 3 saves and everything in `inference/` uses: find it, load it, score prompts.
 
     router = Router.load("models/bert-base-uncased-router-finetuning-20240722T133228-save")
     router.score(["What is the capital of France?"])   # array([0.03]): the superior model is hardly needed
-    router.decide(["What is the capital of France?"])  # [Decision(label='ROUTE_TO_INFERIOR', ...)]
+    router.decide(["What is the capital of France?"])  # [Decision(router_label='ROUTE_TO_INFERIOR', ...)]
     router.score([[{"role": "user", "content": "Prove it."}, ..., {"role": "user", "content": "and for n = 3?"}]])
 
-Neither gradio nor openai is imported here; torch and transformers only when the ONNX file can't serve.
+Neither gradio nor openai is imported here; torch and transformers only where the ONNX file can't serve.
 """
 
+import argparse
 import hashlib
 import json
 import os
+import re
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from router_data import LABELS, InputError, label_of
+from router_data import LABELS, InputError, label_of, write_text_atomically
+
+if TYPE_CHECKING:
+    import tokenizers
 
 MODELS_DIR = Path("models")
 CHECKPOINT_GLOB = "*-router-finetuning-*-save"
 OLD_LABELS = ("LABEL_0", "LABEL_1")  # a plain two-label checkpoint: 0 is inferior, 1 superior
-CHARACTERS_PER_TOKEN = 12  # more than any real text has: what is cut before tokenising would never be scored
+
+# The files in a checkpoint's folder, beside those of `save_pretrained` and the ONNX file that router.json names
+SETTINGS_FILE = "router.json"
+METRICS_FILE = "metrics.json"
+RUN_FILE = "run.json"
+TRADEOFF_FILE = "tradeoff.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+VALIDATION_FILE = "validation_predictions.jsonl"
+CARD_FILE = "README.md"
+
+CHARACTERS_PER_TOKEN = 12  # more than real text has, so text cut at this length never loses a token that is scored
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
-MOST_CORES = 8  # for one prompt; more only wait for one another
-AWAKE = 0.0002  # seconds that the other cores' threads wait for the next operator before they sleep
+MAX_CORES = 8  # for one prompt; further cores would mostly wait for one another
+SPIN_SECONDS = 0.0002  # how long the other cores' threads wait for the next operator before they sleep
 
 Backend = Literal["onnx", "torch"]
 Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
-Forward = Callable[[list[list[int]]], np.ndarray]  # token ids of some prompts -> logits, shape (prompts, 2)
+
+
+class ForwardPass(Protocol):
+    """A model that turns token ids into logits."""
+
+    def logits(self, rows: list[list[int]]) -> np.ndarray:
+        """Token ids of some prompts, special tokens included -> logits, float32, shape (len(rows), 2)."""
+        ...
 
 
 class OnnxRecord(BaseModel):
@@ -71,6 +93,66 @@ class RouterSettings(BaseModel):
     onnx_file: str | None = Field(default=None, pattern=r"^[\w.-]+$", description="the ONNX file that CPUs use")
     onnx: OnnxRecord | None = Field(default=None, description="what that file is")
 
+    @classmethod
+    def load(cls, folder: Path) -> "RouterSettings":
+        """A checkpoint's settings; without a router.json, those of a plain two-label checkpoint, with a warning.
+
+        Raises:
+            InputError: as `read_config`, or router.json is not valid.
+        """
+        config = read_config(folder)
+        path = folder / SETTINGS_FILE
+        if not path.exists():
+            warnings.warn(
+                f"{folder.name} has no {SETTINGS_FILE}: taking label 1 as {LABELS[1]}, temperature 1, threshold 0.5",
+                stacklevel=3,
+            )
+            return cls(max_length=min(512, config.get("max_position_embeddings", 512)))
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise InputError(f"{path}: {where}: {first['msg']}; copy the checkpoint again") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the folder's router.json; a reader never sees half of it."""
+        write_text_atomically(folder / SETTINGS_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+class TradeoffTable(BaseModel):
+    """`tradeoff.json`: what each threshold brings on the validation prompts, as stage 3 measured it for the page.
+
+    The lists have one entry per threshold, thresholds rising.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    measured_on: str = Field(description="which prompts, and where their quality comes from, in words")
+    rows: int = Field(description="how many prompts")
+    inferior_quality: float = Field(description="mean quality of the inferior model alone, relative to the superior's")
+    thresholds: list[float] = Field(description="SUPERIOR exactly when the router score reaches it")
+    superior_share: list[float] = Field(description="share of the prompts sent to the superior model, 0..1")
+    quality: list[float] = Field(description="quality of the routed answers, relative to the superior model alone")
+    quality_low: list[float] = Field(description="lower end of its 95% bootstrap interval over prompts")
+    quality_high: list[float] = Field(description="upper end")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TradeoffTable | None":
+        """The folder's table; None where there is none, with a warning where there is a broken one."""
+        path = folder / TRADEOFF_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            warnings.warn(f"{path} is not used: {type(error).__name__}", stacklevel=2)
+            return None
+
+    def at(self, threshold: float) -> int:
+        """The position of the nearest threshold in the table."""
+        return int(np.argmin(np.abs(np.array(self.thresholds) - threshold)))
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -83,15 +165,23 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decision:
-    """Where a prompt goes, and what that rests on."""
+    """Where a prompt goes, and what that rests on.
 
-    label: str
-    superior_probability: float
+    Attributes:
+        router_label: ROUTE_TO_INFERIOR or ROUTE_TO_SUPERIOR.
+        router_score: probability that the superior model is needed, 0..1.
+        threshold: SUPERIOR exactly when the score reaches it.
+        truncated: whether only the prompt's head and tail were scored.
+        tokens_scored: tokens the model read, special tokens included.
+        characters_received: length of the prompt, of all user turns together.
+    """
+
+    router_label: str
+    router_score: float
     threshold: float
     truncated: bool
     tokens_scored: int
     characters_received: int
-    long_prompt_policy: str = "head_tail"
 
 
 def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
@@ -155,74 +245,84 @@ class PromptEncoder:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.max_length = max_length
-        empty = tokenizer.encode("").ids
+        self._empty = empty = tokenizer.encode("").ids
         full = tokenizer.encode("a").ids
         self._prefix = next((i for i, (a, b) in enumerate(zip(empty, full, strict=False)) if a != b), len(empty))
         self._suffix = len(empty) - self._prefix
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Encoded]:
-        parts = [("", prompt) if isinstance(prompt, str) else _earlier_and_last(prompt) for prompt in prompts]
-        kept, was_cut = (
-            zip(*map(self._cut, (text for pair in parts for text in pair)), strict=True) if parts else ((), ())
-        )
-        # a batch's threads take longer to wake than one prompt takes to tokenise
-        encodings = map(self.tokenizer.encode, kept) if len(prompts) == 1 else self.tokenizer.encode_batch_fast(kept)
-        ids = [encoding.ids for encoding in encodings]
-        return [
-            self._joined(ids[i], ids[i + 1], any(was_cut[i : i + 2]), sum(map(len, pair)))
-            for i, pair in zip(range(0, len(ids), 2), parts, strict=True)
-        ]
+    def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """Each prompt as token ids."""
+        pairs = [("", prompt) if isinstance(prompt, str) else _split_last_turn(prompt) for prompt in prompts]
+        earlier = self._tokenize([self._clip_characters(text) for text, _ in pairs])
+        last = self._tokenize([self._clip_characters(text) for _, text in pairs])
+        return [self._join_turns(*row) for row in zip(pairs, earlier, last, strict=True)]
 
     def with_offsets(self, prompt: str) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """What an explanation needs: the text that was tokenised, the ids that are scored, and the characters of that
-        text, start and end, which each id stands for (equal for special tokens)."""
-        text, _ = self._cut(prompt)
+        """What an explanation needs of a prompt.
+
+        Returns:
+            The text that was tokenised; the ids that are scored; and for each id the characters of that text it
+            stands for, start and end (equal for special tokens).
+        """
+        text = self._clip_characters(prompt)
         encoding = self.tokenizer.encode(text)
-        return text, _ends(encoding.ids, self.max_length), _ends(encoding.offsets, self.max_length)
+        return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
 
-    def _joined(self, earlier: list[int], last: list[int], was_cut: bool, characters: int) -> Encoded:
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if len(texts) == 1:  # the tokenizer's threads take longer to wake than one text takes
+            return [self.tokenizer.encode(texts[0]).ids] if texts[0] else [self._empty]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+
+    def _join_turns(self, pair: tuple[str, str], earlier: list[int], last: list[int]) -> Encoded:
         before = earlier[self._prefix : len(earlier) - self._suffix]
+        was_clipped = max(map(len, pair)) > 2 * CHARACTERS_PER_TOKEN * self.max_length
+        truncated = was_clipped or len(before) + len(last) > self.max_length
         room = max(0, self.max_length - len(last))
-        truncated = was_cut or len(before) + len(last) > self.max_length
-        last = _ends(last, self.max_length)
-        return Encoded(last[: self._prefix] + _ends(before, room) + last[self._prefix :], truncated, characters)
+        last = _head_and_tail(last, self.max_length)
+        ids = last[: self._prefix] + _head_and_tail(before, room) + last[self._prefix :]
+        return Encoded(ids, truncated, sum(map(len, pair)))
 
-    def _cut(self, text: str) -> tuple[str, bool]:
+    def _clip_characters(self, text: str) -> str:
         half = CHARACTERS_PER_TOKEN * self.max_length
-        cut = len(text) > 2 * half
-        text = f"{text[:half]} {text[-half:]}" if cut else text
-        return text.encode("utf-16", "surrogatepass").decode(
-            "utf-16", "replace"
-        ), cut  # tokenizers take no lone surrogates
+        if len(text) > 2 * half:
+            text = f"{text[:half]} {text[-half:]}"
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers take no lone surrogates
 
 
-def _earlier_and_last(messages: Sequence[dict]) -> tuple[str, str]:
+def _split_last_turn(messages: Sequence[dict]) -> tuple[str, str]:
     *earlier, last = user_turns(messages)
     return "".join(f"{turn}\n\n" for turn in earlier), last
 
 
-def _ends(items: list, most: int) -> list:
-    """The first and the last half of a list that is longer than `most`."""
-    return items if len(items) <= most else items[: most // 2] + items[len(items) - (most - most // 2) :]
+def _head_and_tail(items: list, size: int) -> list:
+    """The first and the last half of a list that is longer than `size`."""
+    return items if len(items) <= size else items[: size // 2] + items[len(items) - (size - size // 2) :]
 
 
 class Router:
     """A loaded checkpoint. Safe to use from several threads at once.
 
     Attributes:
-        model_save_dir: the checkpoint's folder.
+        model_save_dir: the checkpoint's folder; None for a model that is not saved yet.
         settings: its `router.json`.
+        encoder: turns prompts into token ids.
+        model: turns token ids into logits.
         backend: "onnx" or "torch".
     """
 
     def __init__(
-        self, model_save_dir: Path, settings: RouterSettings, encoder: PromptEncoder, forward: Forward, backend: Backend
-    ):
-        self.model_save_dir = model_save_dir
+        self,
+        settings: RouterSettings,
+        encoder: PromptEncoder,
+        model: ForwardPass,
+        backend: Backend,
+        model_save_dir: Path | None = None,
+    ) -> None:
         self.settings = settings
-        self.encode = encoder
+        self.encoder = encoder
+        self.model = model
         self.backend = backend
-        self._forward = forward
+        self.model_save_dir = model_save_dir
         self.score(["warm up"])  # the first pass is several times slower
 
     @classmethod
@@ -241,56 +341,91 @@ class Router:
         """
         folder = Path(model_save_dir)
         config = read_config(folder)
-        settings = read_settings(folder)
-        if hf_model_name and settings.base_model and _short(hf_model_name) != _short(settings.base_model):
+        settings = RouterSettings.load(folder)
+        if hf_model_name and settings.base_model and _short_name(hf_model_name) != _short_name(settings.base_model):
             warnings.warn(
                 f"{folder.name} was fine-tuned from {settings.base_model}, not {hf_model_name}; its own files are used",
                 stacklevel=2,
             )
-        encoder = PromptEncoder(_load_tokenizer(folder, hf_model_name), settings.max_length)
+        encoder = PromptEncoder(load_tokenizer(folder, hf_model_name), settings.max_length)
         if backend is None:
             backend = _backend_for(folder, settings)
         elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
             raise InputError(f"{fault}; make it: python3 finetuning_model/export_onnx.py --model_save_dir {folder}")
+        model: ForwardPass
         if backend == "onnx":
-            forward = OnnxForward(folder / settings.onnx_file)
+            model = OnnxModel(folder / str(settings.onnx_file))
         else:
-            forward = _torch_forward(folder, config.get("pad_token_id") or 0)
-        return cls(folder, settings, encoder, forward, backend)
+            model = TorchModel(_load_torch_model(folder), config.get("pad_token_id") or 0)
+        return cls(settings, encoder, model, backend, folder)
+
+    @classmethod
+    def from_model(cls, model, tokenizer, settings: RouterSettings) -> "Router":
+        """A router of a model in memory, scored by PyTorch in fp32: what training and evaluation measure.
+
+        Args:
+            model: a sequence classifier of transformers with two labels; it is put into evaluation mode.
+            tokenizer: its tokenizer, of transformers.
+            settings: maximum length, temperature and threshold.
+        """
+        encoder = PromptEncoder(tokenizer.backend_tokenizer, settings.max_length)
+        return cls(settings, encoder, TorchModel(model, tokenizer.pad_token_id or 0), "torch")
 
     def score(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Calibrated probability that the superior model is needed, float64, shape (len(prompts),).
 
         A prompt is a text or a conversation: a list of messages with role and content.
         """
-        return self.score_ids([row.ids for row in self.encode(prompts)])
+        return self.score_ids([row.ids for row in self.encoder.encode(prompts)])
 
     def decide(self, prompts: Sequence[Prompt], threshold: float | None = None) -> list[Decision]:
-        """Route each prompt: to the superior model where its probability reaches the threshold (default: its own)."""
+        """Route each prompt: to the superior model where its score reaches the threshold (default: its own)."""
         threshold = self.settings.threshold if threshold is None else threshold
-        encoded = self.encode(prompts)
+        encoded = self.encoder.encode(prompts)
         scores = self.score_ids([row.ids for row in encoded])
-        policy = self.settings.long_prompt_policy
         return [
             Decision(
-                label=label_of(score, threshold),
-                superior_probability=float(score),
+                router_label=label_of(score, threshold),
+                router_score=float(score),
                 threshold=threshold,
                 truncated=row.truncated,
                 tokens_scored=len(row.ids),
                 characters_received=row.characters_received,
-                long_prompt_policy=policy,
             )
             for score, row in zip(scores, encoded, strict=True)
         ]
 
+    def logits(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """The model's logits before calibration, float32, shape (len(prompts), 2)."""
+        return self.model.logits([row.ids for row in self.encoder.encode(prompts)])
+
     def score_ids(self, rows: list[list[int]]) -> np.ndarray:
         """`score` of prompts that are token ids already, special tokens included; shape (len(rows),)."""
-        return calibrated(self._forward(rows), self.settings.temperature) if rows else np.empty(0)
+        return calibrated(self.model.logits(rows), self.settings.temperature) if rows else np.empty(0)
+
+
+# What names the router in a request to an OpenAI client: "router", or with a threshold of its own "router-0.35"
+ROUTER_MODEL = re.compile(r"router(?:-(0(?:\.\d{1,9})?|1(?:\.0{1,9})?))?")
+
+
+def parse_router_model(name: str) -> tuple[bool, float | None]:
+    """Whether a model's name asks for the router's choice, and the threshold that it names (None: the router's own)."""
+    match = ROUTER_MODEL.fullmatch(name)
+    return bool(match), float(match[1]) if match and match[1] else None
+
+
+def scorable_turns(messages: Sequence[dict]) -> list[str] | None:
+    """The user's turns as the router reads them; None where the last one has no text to score.
+
+    Raises:
+        InputError: as `user_turns`.
+    """
+    turns = user_turns(messages)
+    return turns if turns[-1].strip() else None
 
 
 def batches_of_like_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Positions grouped so that each group's padded size (rows times longest) is at most `batch_tokens`, or one row."""
+    """Positions grouped by like length, so that each group's padded size is at most `batch_tokens`, or one row's."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batches and lengths[i] * (len(batches[-1]) + 1) <= batch_tokens:
@@ -300,7 +435,8 @@ def batches_of_like_length(lengths: Sequence[int], batch_tokens: int) -> list[li
     return batches
 
 
-def _pad(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_rows(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and attention mask of rows of token ids, int64, shape (len(rows), length of the longest)."""
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
@@ -340,33 +476,16 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def read_settings(folder: Path) -> RouterSettings:
-    """The checkpoint's router.json; where there is none, a plain two-label checkpoint is assumed, with a warning.
-
-    Raises:
-        InputError: as `read_config`, or router.json is not valid.
-    """
-    config = read_config(folder)
-    path = folder / "router.json"
-    if not path.exists():
-        warnings.warn(
-            f"{folder.name} has no router.json: taking label 1 as {LABELS[1]}, temperature 1, threshold 0.5",
-            stacklevel=3,
-        )
-        return RouterSettings(max_length=min(512, config.get("max_position_embeddings", 512)))
-    try:
-        return RouterSettings.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise InputError(f"{path}: {where}: {first['msg']}; copy the checkpoint again") from error
-
-
-def _short(model_name: str) -> str:
+def _short_name(model_name: str) -> str:
     return model_name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _load_tokenizer(folder: Path, hf_model_name: str | None):
+def load_tokenizer(folder: Path, hf_model_name: str | None = None) -> "tokenizers.Tokenizer":
+    """The tokenizer in a checkpoint's folder, else that of `hf_model_name`.
+
+    Raises:
+        InputError: neither can be had.
+    """
     from tokenizers import Tokenizer
 
     if (folder / "tokenizer.json").exists():
@@ -379,7 +498,9 @@ def _load_tokenizer(folder: Path, hf_model_name: str | None):
             f"{folder} has no tokenizer; name its base model, for example --hf_model_name bert-base-uncased"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder if own else hf_model_name, local_files_only=own).backend_tokenizer
+        return AutoTokenizer.from_pretrained(
+            folder if own else hf_model_name, local_files_only=own, trust_remote_code=False
+        ).backend_tokenizer
     except (OSError, ValueError) as error:
         raise InputError(
             f"the tokenizer of {hf_model_name or folder} can't be had ({str(error).splitlines()[0]}); "
@@ -387,7 +508,7 @@ def _load_tokenizer(folder: Path, hf_model_name: str | None):
         ) from error
 
 
-def weights_of(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files with the checkpoint's weights."""
     return sorted(folder.glob("*.safetensors"))
 
@@ -420,7 +541,7 @@ def onnx_fault(folder: Path, settings: RouterSettings) -> str | None:
     path = folder / settings.onnx_file
     if not path.exists():
         return f"{path} is missing"
-    weights = weights_of(folder)
+    weights = weight_files(folder)
     if not settings.onnx or settings.onnx.file != fingerprint([path]):
         return f"{path} is not the file that router.json describes"
     if weights and settings.onnx.weights != fingerprint(weights):
@@ -430,7 +551,7 @@ def onnx_fault(folder: Path, settings: RouterSettings) -> str | None:
 
 def _backend_for(folder: Path, settings: RouterSettings) -> Backend:
     """PyTorch on a GPU, ONNX Runtime without one, PyTorch where the ONNX file can't serve."""
-    if os.path.exists("/dev/nvidiactl") and weights_of(folder):  # ask torch only where there may be one: it is slow
+    if os.path.exists("/dev/nvidiactl") and weight_files(folder):  # ask torch only where there may be one: it is slow
         import torch
 
         if torch.cuda.is_available():
@@ -445,7 +566,7 @@ def _backend_for(folder: Path, settings: RouterSettings) -> Backend:
     return "torch" if fault else "onnx"
 
 
-class OnnxForward:
+class OnnxModel:
     """The forward pass of an ONNX file on the CPU.
 
     Each prompt is a pass of its own: on a CPU a batch gains nothing, padding costs, and int8 scales that span a batch
@@ -458,25 +579,26 @@ class OnnxForward:
         self._path = path
         self._lock = threading.Lock()
         self._running = 0  # calls
-        self._cores = min(MOST_CORES, _cores_here())
+        self._cores = min(MAX_CORES, _available_cores())
         self._one_core = self._all_cores = self._session(1)
         if self._cores > 1:
             self._all_cores = self._session(self._cores)
         for session in {self._one_core, self._all_cores}:
-            self._logits(session, [0] * 64)  # the first pass is several times slower
+            self._run(session, [0] * 64)  # the first pass is several times slower
 
-    def __call__(self, rows: list[list[int]]) -> np.ndarray:
+    def logits(self, rows: list[list[int]]) -> np.ndarray:
+        """As `ForwardPass.logits`."""
         with self._lock:
             self._running += 1
             alone = self._running == 1
         try:
             if len(rows) == 1:
-                return self._logits(self._all_cores if alone else self._one_core, rows[0])
+                return self._run(self._all_cores if alone else self._one_core, rows[0])
             if self._cores == 1:
-                return np.concatenate([self._logits(self._one_core, row) for row in rows])
+                return np.concatenate([self._run(self._one_core, row) for row in rows])
             with self._lock:
                 pool = self._pool
-            return np.concatenate(list(pool.map(lambda row: self._logits(self._one_core, row), rows)))
+            return np.concatenate(list(pool.map(lambda row: self._run(self._one_core, row), rows)))
         finally:
             with self._lock:
                 self._running -= 1
@@ -491,7 +613,7 @@ class OnnxForward:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.spin_duration_us", f"{AWAKE * 1e6:.0f}")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", f"{SPIN_SECONDS * 1e6:.0f}")
         if not _has_vnni():  # int8 products overflow there otherwise; with VNNI they can't, and this halves the speed
             options.add_session_config_entry("session.x64quantprecision", "1")
         return onnxruntime.InferenceSession(
@@ -502,7 +624,7 @@ class OnnxForward:
         )
 
     @staticmethod
-    def _logits(session, row: list[int]) -> np.ndarray:
+    def _run(session, row: list[int]) -> np.ndarray:
         return session.run(None, {"input_ids": np.array([row], dtype=np.int64)})[0]
 
 
@@ -515,38 +637,91 @@ def _has_vnni() -> bool:
         return False
 
 
-def _cores_here() -> int:
+def _available_cores() -> int:
     """The cores that this process may use; OMP_NUM_THREADS, which job schedulers and Ray set, comes first."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told):
-        return int(told)
+    omp_num_threads = os.environ.get("OMP_NUM_THREADS", "")
+    if omp_num_threads.isdigit() and int(omp_num_threads):
+        return int(omp_num_threads)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _torch_forward(folder: Path, pad_id: int) -> Forward:
+class TorchModel:
+    """The forward pass of a model of transformers, in fp32, on the GPU where there is one; prompts in padded batches.
+
+    Args:
+        model: a sequence classifier with two labels.
+        pad_id: the token that fills up shorter prompts; it is masked.
+    """
+
+    def __init__(self, model, pad_id: int) -> None:
+        import torch
+
+        self.module = model.eval().float().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.pad_id = pad_id
+
+    def logits(self, rows: list[list[int]]) -> np.ndarray:
+        """As `ForwardPass.logits`."""
+        return run_in_batches(
+            lambda ids, mask: self.module(input_ids=ids, attention_mask=mask).logits, rows, self.pad_id
+        )
+
+
+def run_in_batches(module, rows: list[list[int]], pad_id: int) -> np.ndarray:
+    """The outputs of a module for rows of token ids, in padded batches of like length; float32, in the rows' order.
+
+    Args:
+        module: token ids and attention mask, each of shape (batch, longest), int64 -> tensor of shape (batch, size).
+    """
     import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    outputs: list[np.ndarray] = [np.empty(0)] * len(rows)
+    with torch.inference_mode():
+        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
+            ids, mask = (torch.from_numpy(array).to(device) for array in pad_rows([rows[i] for i in batch], pad_id))
+            for i, output in zip(batch, module(ids, mask).float().cpu().numpy(), strict=True):
+                outputs[i] = output
+    return np.stack(outputs)
+
+
+def _load_torch_model(folder: Path):
+    """The model in a checkpoint's folder; only safetensors are read, and no code of the folder runs."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a second at most
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         raise InputError(
             f"{folder} has no model.safetensors; save it again with save_pretrained(safe_serialization=True)"
         )
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     if report["missing_keys"]:
         raise InputError(f"{folder} lacks the weights {sorted(report['missing_keys'])}: it was never fine-tuned")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.eval().to(device)
+    return model
 
-    @torch.inference_mode()
-    def forward(rows: list[list[int]]) -> np.ndarray:
-        logits = np.empty((len(rows), 2), dtype=np.float32)
-        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
-            ids, mask = (torch.from_numpy(array).to(device) for array in _pad([rows[i] for i in batch], pad_id))
-            logits[batch] = model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
-        return logits
 
-    return forward
+def add_router_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which checkpoint scores, and from which score on a prompt goes to the superior model."""
+    add = parser.add_argument_group("router").add_argument
+    add("--model_save_dir", type=Path, metavar="DIR", help="the checkpoint's folder (default: the newest in ./models)")
+    add(
+        "--hf_model_name", metavar="NAME",
+        help="hub id or local folder: where the tokenizer comes from if the checkpoint has none; otherwise only "
+        "compared with the checkpoint's base (default: none)",
+    )  # fmt: skip
+    add(
+        "--threshold", type=float, metavar="P",
+        help="SUPERIOR from this router score on, 0..1 (default: the checkpoint's own)",
+    )  # fmt: skip
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a --threshold outside 0..1.
+
+    Raises:
+        InputError: it is outside.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--threshold {threshold:g} is not between 0 and 1")

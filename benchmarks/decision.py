@@ -84,7 +84,7 @@ def report(folder: Path, prompts: list[str], rate: float, num_prompts: int) -> N
     """Print the tables of one checkpoint."""
     router = Router.load(folder)
     longest = read_config(folder).get("max_position_embeddings", 512)
-    router.encode.max_length = max(router.encode.max_length, min(512, longest))  # what a longer maximum would cost
+    router.encoder.max_length = max(router.encoder.max_length, min(512, longest))  # what a longer maximum would cost
     ways = {"router": lambda prompt: router.decide([prompt]), **plain_ways(folder)}
     ways[APART] = ways["router"]
     what = f"onnx {router.settings.onnx.scheme}" if router.backend == "onnx" else "torch, on this machine"
@@ -179,11 +179,11 @@ def transformers_of(folder: Path):
 def prompt_of_length(router: Router, prompts: Sequence[str], tokens: int) -> str:
     """A prompt of the sample's words that has this many tokens, special ones included."""
     text = " ".join(prompts[:400])
-    ends = [end for _, end in router.encode.tokenizer.encode(text, add_special_tokens=False).offsets]
+    ends = [end for _, end in router.encoder.tokenizer.encode(text, add_special_tokens=False).offsets]
     for count in range(tokens, 0, -1):
         if (
-            len(router.encode([text[: ends[count]]])[0].ids) <= tokens
-            and not router.encode([text[: ends[count]]])[0].truncated
+            len(router.encoder.encode([text[: ends[count]]])[0].ids) <= tokens
+            and not router.encoder.encode([text[: ends[count]]])[0].truncated
         ):
             return text[: ends[count]]
     raise InputError(f"no prompt of {tokens} tokens")

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = [row.prompt for row in read_rows(args.prompts)]
     random.Random(0).shuffle(prompts)
     asked = prompts[: args.rounds * args.requests]
-    tokens = statistics.median(len(encoded.ids) for encoded in router.encode(asked))
+    tokens = statistics.median(len(encoded.ids) for encoded in router.encoder.encode(asked))
     del router
 
     # 2. The servers

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from create_dataset.label_request import decide, label_request
 from create_dataset.openai_client import parse_reply
 from create_dataset.output_file import OutputFile, now
-from router_data import prompt_id, run_script
+from router_data import short_sha256, run_script
 
 LABELLING_PROMPT = "Decide which model should answer the prompt in the JSON object. " * 40  # about 2,500 characters
 PARTS = ("throughput", "resume", "memory", "million")
@@ -104,7 +104,7 @@ def by_this_project(folder: Path, prompts: list[str], in_flight: int) -> float:
 
     args = label_prompts.parse_args(["--max_in_flight", str(in_flight)])
     todo = [Prompt(text, "benchmark", str(i)) for i, text in enumerate(prompts)]
-    with OutputFile(folder / "async.jsonl", "openai_m", prompt_id(LABELLING_PROMPT)) as output:
+    with OutputFile(folder / "async.jsonl", "openai_m", short_sha256(LABELLING_PROMPT)) as output:
         start = time.perf_counter()
         asyncio.run(label_prompts.label_all(todo, LABELLING_PROMPT, "m", Budget(None), output, args))
         seconds = time.perf_counter() - start
@@ -117,7 +117,7 @@ def by_threads(folder: Path, prompts: list[str], threads: int) -> float:
     from openai import OpenAI
 
     client = OpenAI(max_retries=0)
-    with OutputFile(folder / f"threads-{threads}.jsonl", "openai_m", prompt_id(LABELLING_PROMPT)) as output:
+    with OutputFile(folder / f"threads-{threads}.jsonl", "openai_m", short_sha256(LABELLING_PROMPT)) as output:
 
         def label(prompt: str) -> None:
             raw = client.chat.completions.with_raw_response.create(**label_request("m", LABELLING_PROMPT, prompt, 256))
@@ -160,7 +160,7 @@ def measure_resume(folder: Path, args: argparse.Namespace) -> None:
     server = start_server(0)
     prompts = write_prompts(folder / "prompts.jsonl", args.rows)
     with OutputFile(
-        folder / "resume.jsonl", "openai_m", prompt_id((folder / "labelling.txt").read_text().strip())
+        folder / "resume.jsonl", "openai_m", short_sha256((folder / "labelling.txt").read_text().strip())
     ) as file:
         for prompt in prompts:
             file.append({"prompt": prompt, "label": "ROUTE_TO_INFERIOR", "input_tokens": 600, "output_tokens": 10})
@@ -230,7 +230,7 @@ def measure_million(folder: Path, args: argparse.Namespace) -> None:
     draws = {
         "10,000 of them": ["--limit", "10000"],
         "all": ["--limit", "0"],
-        "10,000, near copies dropped": ["--limit", "10000", "--drop_near_duplicates"],
+        "10,000, near duplicates dropped": ["--limit", "10000", "--drop_near_duplicates"],
     }
     for name, more in draws.items():
         start, peak = time.perf_counter(), 0.0

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from create_dataset.prompt_sources import Record
-from router_data import INFERIOR, SUPERIOR, InputError, LabelledPrompt, LabelledQuestion, prompt_key, read_rows
+from router_data import INFERIOR, SUPERIOR, InputError, LabelledPrompt, LabelledQuestion, normalise_prompt, read_rows
 
 SOURCE = "lmsys/mt_bench_human_judgments"
 DRAWS = 1000
@@ -35,8 +35,8 @@ def agreement_report(rows: Iterable[LabelledPrompt], questions: list[LabelledQue
     threshold splits the questions more evenly. Shares have 95% Wilson intervals, the rank correlation (Spearman) of
     the model's probability with the human inferior ratio a 95% bootstrap interval over questions.
     """
-    by_key = {prompt_key(row.prompt): row for row in rows}
-    pairs = [(by_key[prompt_key(q.prompt)], q) for q in questions if prompt_key(q.prompt) in by_key]
+    by_key = {normalise_prompt(row.prompt): row for row in rows}
+    pairs = [(by_key[normalise_prompt(q.prompt)], q) for q in questions if normalise_prompt(q.prompt) in by_key]
     decided = [(row, q) for row, q in pairs if q.superior_wins != q.inferior_wins]
     undecided = [row for row, q in pairs if q.superior_wins == q.inferior_wins]
 

@@ -28,7 +28,7 @@ from create_dataset.openai_client import Choice, Endpoint, NoAnswer, Run, StopRu
 from create_dataset.output_file import OutputFile, now, timestamp
 from create_dataset.pricing import Budget, Price, find_price, prices_date, token_counter
 from create_dataset.prompt_sources import DrawnPrompts, Prompt
-from router_data import INFERIOR, SUPERIOR, InputError, prompt_id, run_script
+from router_data import INFERIOR, SUPERIOR, InputError, short_sha256, run_script
 
 ROLES = ("weak", "strong", "judge")
 JUDGE_PROMPT = Path(__file__).with_name("judge_prompt.txt")
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # 3. Answers and judgements.
     mark = f"outcome_{args.weak_model}_{args.strong_model}_{args.judge_model}"
-    with OutputFile(path, mark, prompt_id(judge_prompt)) as output:
+    with OutputFile(path, mark, short_sha256(judge_prompt)) as output:
         total = len(drawn)
         drawn.leave_out(output.done)
         print(f"{total - len(drawn):,} of {total:,} prompts have an outcome already in {path}")

@@ -27,10 +27,10 @@ from create_dataset.agreement import agreement_report, question_records, unseen_
 from create_dataset.label_request import ask_label, decide
 from create_dataset.openai_batch import BatchJob
 from create_dataset.openai_client import Endpoint, NoAnswer, Run, StopRun, model_name
-from create_dataset.output_file import OutputFile, now, row_key, timestamp
+from create_dataset.output_file import OutputFile, now, dedup_key, timestamp
 from create_dataset.pricing import BATCH_DISCOUNT, Budget, Price, find_price, prices_date, token_counter
 from create_dataset.prompt_sources import DrawnPrompts, Filters, Prompt, read_records
-from router_data import InputError, LabelledQuestion, prompt_id, prompt_key, read_rows, run_script
+from router_data import InputError, LabelledQuestion, short_sha256, normalise_prompt, read_rows, run_script
 
 DATASET = "lmsys/lmsys-chat-1m"
 DATA = Path("./final-datasets")
@@ -111,7 +111,7 @@ def question_keys(path: Path) -> frozenset[str]:
     if not path.exists():
         print(f"note: no {path}, so MT-Bench questions among the prompts are not dropped")
         return frozenset()
-    return frozenset(prompt_key(turn) for row in read_rows(path, LabelledQuestion) for turn in (row.prompt, *row.turns))
+    return frozenset(normalise_prompt(turn) for row in read_rows(path, LabelledQuestion) for turn in (row.prompt, *row.turns))
 
 
 def draw(args: argparse.Namespace) -> DrawnPrompts:
@@ -135,8 +135,8 @@ def draw(args: argparse.Namespace) -> DrawnPrompts:
     print(f"{', '.join(args.dataset)}: {filters.rows:,} rows, {passed:,} pass the filters")
     for reason, count in sorted(filters.dropped.items(), key=lambda item: -item[1]):
         print(f"  dropped {count:>9,}  {reason}")
-    if drawn.near_copies:
-        print(f"  dropped {drawn.near_copies:>9,}  nearly alike")
+    if drawn.near_duplicates:
+        print(f"  dropped {drawn.near_duplicates:>9,}  nearly alike")
     return drawn
 
 
@@ -242,7 +242,7 @@ def submit_batches(
         *_, run = asyncio.run(label_all(first, labelling_prompt, model, budget, output, args, endpoint))
         if run.reason:
             raise InputError(run.reason)
-        drawn.leave_out({row_key(first[0].text)})
+        drawn.leave_out({dedup_key(first[0].text)})
         spent = budget.spent_usd
     left = None if args.max_usd is None else args.max_usd - spent
     half = price * BATCH_DISCOUNT if price else None
@@ -262,7 +262,7 @@ def finish_batches(path: Path, model: str, labelling_prompt: str, step: str) -> 
     """Show how far the batches are, or write the labels of those that have ended."""
     if not path.with_suffix(".batch").exists():
         raise InputError(f"no batches were submitted for {path}; start with --batch submit")
-    with OutputFile(path, f"openai_{model}", prompt_id(labelling_prompt)) as output:
+    with OutputFile(path, f"openai_{model}", short_sha256(labelling_prompt)) as output:
         job = BatchJob(output, Endpoint(), model, labelling_prompt)
         if step == "status":
             print("something is ready: use --batch collect" if job.report() else "nothing new is ready")
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         print(estimate(drawn, labelling_prompt, model, price, args))
         return 0
 
-    with OutputFile(path, f"openai_{model}", prompt_id(labelling_prompt)) as output:
+    with OutputFile(path, f"openai_{model}", short_sha256(labelling_prompt)) as output:
         all_drawn = len(drawn)
         drawn.leave_out(output.done)
         if output.foreign_rows:

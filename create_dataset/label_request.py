@@ -92,7 +92,7 @@ def parse_label(choice: Choice) -> str:
     return match[1].upper()
 
 
-def superior_mass(choice: Choice) -> float | None:
+def probability_from_logprobs(choice: Choice) -> float | None:
     """The share of ROUTE_TO_SUPERIOR in the probability of the two labels, at the token where they part.
 
     None where the answer has no log probabilities or none of the token that decides.
@@ -135,7 +135,7 @@ def decide(choices: list[Choice]) -> Label:
     if len(choices) > 1:
         share = labels.count(SUPERIOR) / len(labels)
         return Label(label_of(share), round(share, 6), len(labels))
-    probability = superior_mass(choices[0])
+    probability = probability_from_logprobs(choices[0])
     if probability is not None:
         probability = round(probability, 6)
         if label_of(probability) != labels[0]:

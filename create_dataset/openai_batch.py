@@ -13,7 +13,7 @@ from itertools import chain
 
 from create_dataset.label_request import decide, label_request
 from create_dataset.openai_client import Endpoint, NoAnswer, parse_reply
-from create_dataset.output_file import OutputFile, now, row_key
+from create_dataset.output_file import OutputFile, now, dedup_key
 from create_dataset.pricing import Price, most_tokens
 from create_dataset.prompt_sources import Prompt
 from router_data import InputError
@@ -55,7 +55,7 @@ class BatchJob:
 
     def waiting_keys(self) -> set[str]:
         """The keys of the prompts in shards that have not been collected."""
-        return {row_key(p.text) for s in self.shards if not s["collected"] for p in self._prompts(s).values()}
+        return {dedup_key(p.text) for s in self.shards if not s["collected"] for p in self._prompts(s).values()}
 
     # --- submit ---
 
@@ -191,14 +191,14 @@ class BatchJob:
             prompts, again = self._prompts(shard), []
             for result in self._results(batch):
                 prompt = prompts.pop(result.get("custom_id"), None)
-                if prompt is None or row_key(prompt.text) in self.output.done:
+                if prompt is None or dedup_key(prompt.text) in self.output.done:
                     continue
                 if self._worth_another_try(result, shard):
                     again.append(prompt)
                     continue
                 written = self._write(prompt, result, shard)
                 labelled, failed = labelled + (written is True), failed + (written is False)
-            again += [prompt for prompt in prompts.values() if row_key(prompt.text) not in self.output.done]
+            again += [prompt for prompt in prompts.values() if dedup_key(prompt.text) not in self.output.done]
             if batch.status == "failed":
                 self._explain(batch)
             if again and shard["attempt"] < TRIES:
@@ -256,7 +256,7 @@ class BatchJob:
         return True
 
     def _fail(self, prompt: Prompt, reason: str, shard: dict, more: dict | None = None) -> bool | None:
-        if (row_key(prompt.text), shard["batch"]) in self.output.failed_in_batch:
+        if (dedup_key(prompt.text), shard["batch"]) in self.output.failed_in_batch:
             return None
         row = {"prompt": prompt.text, "source": prompt.source, "source_id": prompt.source_id, "reason": reason}
         self.output.append_failure(row | {"failed_at": now(), "batch": shard["batch"]} | (more or {}))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from create_dataset.pricing import BATCH_DISCOUNT
-from router_data import InputError, encode_row, prompt_id, prompt_key
+from router_data import InputError, encode_row, short_sha256, normalise_prompt
 
 
 def timestamp() -> str:
@@ -27,7 +27,7 @@ class OutputFile:
     the file is opened again. A lock of the operating system, gone with the process, keeps a second run out.
 
     Attributes:
-        done: the keys (`row_key`) of the rows already there.
+        done: the keys (`dedup_key`) of the rows already there.
         failed_in_batch: the keys of failures of the Batch API, each with its batch.
         input_tokens, output_tokens: what the rows and failures already there used (batches at their discount).
     """
@@ -70,13 +70,13 @@ class OutputFile:
         for row in self._read_back(self.path):
             self._count_tokens(row)
             if all(row.get(name) == value for name, value in self.marks.items()):
-                self.done.add(row_key(row["prompt"]))
+                self.done.add(dedup_key(row["prompt"]))
             else:
                 self.foreign_rows += 1
         for row in self._read_back(self.failures_path):
             self._count_tokens(row)
             if row.get("batch"):
-                self.failed_in_batch.add((row_key(row["prompt"]), row["batch"]))
+                self.failed_in_batch.add((dedup_key(row["prompt"]), row["batch"]))
 
     def _close(self) -> None:
         for file in self._files:
@@ -104,16 +104,16 @@ class OutputFile:
     def append(self, row: dict) -> None:
         """Write a labelled row; once this returns, a kill doesn't lose it."""
         write_whole(self._files[0], encode_row(row | self.marks), self.path)
-        self.done.add(row_key(row["prompt"]))
+        self.done.add(dedup_key(row["prompt"]))
 
     def append_failure(self, row: dict) -> None:
         """Write a prompt that got no label, and why."""
         write_whole(self._files[1], encode_row(row | self.marks), self.failures_path)
 
 
-def row_key(prompt: str) -> str:
+def dedup_key(prompt: str) -> str:
     """The key by which a prompt is found again in a file of rows."""
-    return prompt_id(prompt_key(prompt))
+    return short_sha256(normalise_prompt(prompt))
 
 
 def cut_torn_line(path: Path) -> None:

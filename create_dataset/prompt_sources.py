@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from create_dataset.output_file import row_key
-from router_data import InputError, expand_paths, pieces, prompt_key
+from create_dataset.output_file import dedup_key
+from router_data import InputError, expand_paths, shingles, normalise_prompt
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "query", "input")
 CONVERSATION_COLUMNS = ("conversation", "conversations", "messages")
 ID_COLUMNS = ("conversation_id", "question_id", "id", "source_id")
 HUB_SPLIT = "train"
-NEAR_COPY_SIMILARITY = 0.8
+NEAR_DUPLICATE_SIMILARITY = 0.8
 SIGNATURE_SIZE = 64  # hashes per MinHash signature
 
 
@@ -158,7 +158,7 @@ class Filters:
         for record in records:
             self.rows += 1
             text = self.first_prompt(record)
-            key = prompt_key(text)
+            key = normalise_prompt(text)
             digest = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())
             reason = self.reason_to_drop(record.fields, text, key) or (digest in self._seen and "repeated")
             if reason:
@@ -244,14 +244,14 @@ class DrawnPrompts:
         limit: int,
         seed: int,
         folder: Path,
-        drop_near_copies: bool = False,
+        drop_near_duplicates: bool = False,
     ) -> None:
         """`limit` 0 draws all; the temporary file lives in `folder` and vanishes with the process."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.near_copies = 0
+        self.near_duplicates = 0
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._ranks, self._offsets = array("Q"), array("Q")
-        keep_at_most = 0 if drop_near_copies else limit  # near copies are only found later, in the order of the ranks
+        keep_at_most = 0 if drop_near_duplicates else limit  # near duplicates are only found later, in the order of the ranks
         highest = 2**64
         salt = str(seed).encode()
         for prompt, digest in prompts:
@@ -264,8 +264,8 @@ class DrawnPrompts:
             if keep_at_most and len(self._ranks) >= 2 * keep_at_most + 1000:
                 highest = self._keep_lowest(keep_at_most)
         self._keep_lowest(keep_at_most or len(self._ranks))
-        if drop_near_copies:
-            self._drop_near_copies(limit or len(self._ranks))
+        if drop_near_duplicates:
+            self._drop_near_duplicates(limit or len(self._ranks))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -275,8 +275,8 @@ class DrawnPrompts:
             yield self._read(offset)
 
     def leave_out(self, done: Container[str]) -> None:
-        """Forget the prompts whose `row_key` is in `done`."""
-        self._offsets = array("Q", (o for o in self._offsets if row_key(self._read(o).text) not in done))
+        """Forget the prompts whose `dedup_key` is in `done`."""
+        self._offsets = array("Q", (o for o in self._offsets if dedup_key(self._read(o).text) not in done))
 
     def _read(self, offset: int) -> Prompt:
         self._file.seek(offset)
@@ -293,20 +293,20 @@ class DrawnPrompts:
         self._ranks, self._offsets = array("Q", ranks.tobytes()), array("Q", offsets.tobytes())
         return int(ranks[-1]) if len(ranks) == count and count else 2**64
 
-    def _drop_near_copies(self, limit: int) -> None:
+    def _drop_near_duplicates(self, limit: int) -> None:
         """Walk in the order of the ranks and skip what is close to a prompt drawn already, until `limit` are drawn.
 
-        MinHash with locality-sensitive hashing over pieces of five characters, as in `router_data.near_copy_groups`;
+        MinHash with locality-sensitive hashing over shingles of five characters, as in `router_data.near_duplicate_groups`;
         the index holds only the prompts drawn.
         """
         from datasketch import MinHash, MinHashLSH
 
-        index = MinHashLSH(threshold=NEAR_COPY_SIMILARITY, num_perm=SIGNATURE_SIZE)
+        index = MinHashLSH(threshold=NEAR_DUPLICATE_SIMILARITY, num_perm=SIGNATURE_SIZE)
         kept = array("Q")
-        signatures = MinHash.generator((pieces(prompt.text) for prompt in self), num_perm=SIGNATURE_SIZE)
+        signatures = MinHash.generator((shingles(prompt.text) for prompt in self), num_perm=SIGNATURE_SIZE)
         for offset, signature in zip(self._offsets, signatures, strict=True):
             if index.query(signature):
-                self.near_copies += 1
+                self.near_duplicates += 1
                 continue
             index.insert(offset, signature, check_duplication=False)
             kept.append(offset)

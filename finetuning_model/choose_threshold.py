@@ -15,8 +15,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +24,6 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from finetuning_model.evaluation.metrics import DRAWS, Estimate, bootstrap_weights, estimate
 from router_data import InputError, LabelledPrompt, Outcome, expand_paths, read_rows, run_script
 from router_model import Router, newest_checkpoint
 
@@ -48,169 +45,6 @@ class PlainPrompt(BaseModel):
         if not prompt.strip():
             raise ValueError("is blank")
         return prompt
-
-
-@dataclass(frozen=True)
-class Tradeoff:
-    """What every possible threshold brings on some prompts, from no superior call to nothing else; each shape (m,).
-
-    Attributes:
-        thresholds: falling; a prompt whose score reaches the threshold goes to the superior model.
-        superior_share: share of prompts that do, rising.
-        quality: mean quality of the routed answers, as a share of the superior model's mean quality.
-    """
-
-    thresholds: np.ndarray
-    superior_share: np.ndarray
-    quality: np.ndarray
-
-
-def cost(superior_share, price_superior: float, price_inferior: float):
-    """What 1,000 prompts cost at a share of superior calls (0..1), given what they cost with either model alone."""
-    return price_inferior + superior_share * (price_superior - price_inferior)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something a threshold must achieve: `key` names it in router.json, `text` in a sentence."""
-
-    key: str
-    text: str
-    measure: Callable[[Tradeoff], np.ndarray]
-    limit: float
-    at_least: bool
-    show: Callable[[float], str]
-
-    def met(self, tradeoff: Tradeoff) -> np.ndarray:
-        """Which thresholds meet it, booleans of shape (m,)."""
-        values = self.measure(tradeoff)
-        return values >= self.limit - EPSILON if self.at_least else values <= self.limit + EPSILON
-
-
-def tradeoff(scores: np.ndarray, inferior_quality: np.ndarray, superior_quality: np.ndarray) -> Tradeoff:
-    """What every threshold brings on prompts of known quality.
-
-    Args:
-        scores: the router's superior probabilities, shape (n,).
-        inferior_quality: quality of the inferior model's answer, shape (n,); measured, or the chance that it is good
-            enough (1 - grade).
-        superior_quality: the same of the superior model's answer (1 where only grades are known).
-
-    Raises:
-        InputError: no prompts, or the superior model's mean quality is not positive.
-    """
-    if not len(scores):
-        raise InputError("no prompts to choose a threshold on; name a file with --prompts")
-    if superior_quality.mean() <= 0:
-        raise InputError("the superior model's mean score is not positive, so no share of its quality can be reached")
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last prompt of each block of equal scores
-    gained = np.cumsum((superior_quality - inferior_quality)[order])[ends]
-    thresholds = [_between(low, high) for high, low in zip(ranked[ends][:-1], ranked[ends][1:], strict=True)] + [0.0]
-    share, quality = (ends + 1) / len(scores), (inferior_quality.sum() + gained) / superior_quality.sum()
-    if ranked[0] < 1:  # else no threshold of 0..1 keeps every prompt from the superior model
-        thresholds = [_between(ranked[0], 1.0), *thresholds]
-        share = np.append(0.0, share)
-        quality = np.append(inferior_quality.sum() / superior_quality.sum(), quality)
-    return Tradeoff(np.array(thresholds), share, quality)
-
-
-def tradeoff_of_grades(scores: np.ndarray, grades: np.ndarray) -> Tradeoff:
-    """`tradeoff` where only grades (superior probabilities, shape (n,)) are known: the inferior model's answer is good
-    enough with probability 1 - grade, the superior model's always."""
-    return tradeoff(scores, 1 - np.asarray(grades, dtype=float), np.ones(len(scores)))
-
-
-def _between(low: float, high: float) -> float:
-    """The number of fewest decimals in (low, high], nearest to its middle."""
-    for decimals in range(2, 17):
-        number = round((low + high) / 2, decimals)
-        if low < number <= high:
-            return float(number)
-    return float(high)
-
-
-def at_most_superior(percent: float) -> Target:
-    """At most `percent` (0..100) of the prompts go to the superior model."""
-    return Target(
-        f"at_most_{percent:g}_percent_superior",
-        f"at most {percent:g}% to the superior model",
-        lambda tradeoff: tradeoff.superior_share,
-        percent / 100,
-        False,
-        lambda share: f"{share:.1%} to the superior model",
-    )
-
-
-def at_least_quality(percent: float) -> Target:
-    """At least `percent` of the quality that the superior model alone would give."""
-    return Target(
-        f"at_least_{percent:g}_percent_quality",
-        f"at least {percent:g}% of the superior model's quality",
-        lambda tradeoff: tradeoff.quality,
-        percent / 100,
-        True,
-        lambda quality: f"{quality:.1%} of the superior model's quality",
-    )
-
-
-def at_most_cost(budget: float, price_superior: float, price_inferior: float) -> Target:
-    """At most `budget` for 1,000 prompts; the prices are what 1,000 prompts cost with either model alone.
-
-    Raises:
-        InputError: the superior model is not the dearer one.
-    """
-    if not price_superior > price_inferior >= 0:
-        raise InputError(
-            f"--price_superior {price_superior:g} must be more than --price_inferior {price_inferior:g}, and neither "
-            "below 0: else there is nothing to save"
-        )
-    return Target(
-        f"at_most_{budget:g}_per_1000_prompts",
-        f"at most {budget:g} per 1,000 prompts",
-        lambda tradeoff: cost(tradeoff.superior_share, price_superior, price_inferior),
-        budget,
-        False,
-        lambda cost: f"{cost:.4g} per 1,000 prompts",
-    )
-
-
-def choose(tradeoff: Tradeoff, *targets: Target) -> float:
-    """The threshold that meets all targets at once.
-
-    With a quality to keep it is the cheapest such threshold; with budgets alone the one that spends them.
-
-    Raises:
-        InputError: they can't be met; says what can.
-    """
-    for target in targets:
-        if not target.met(tradeoff).any():
-            values = target.measure(tradeoff)
-            nearest = values.max() if target.at_least else values.min()
-            raise InputError(f"{target.text}: can't be met; the nearest that can is {target.show(float(nearest))}")
-    meets = np.flatnonzero(np.all([target.met(tradeoff) for target in targets], axis=0))
-    if len(meets):
-        return float(tradeoff.thresholds[meets[0] if any(target.at_least for target in targets) else meets[-1]])
-    apart = []
-    for target in targets:
-        alone = np.flatnonzero(tradeoff.thresholds == choose(tradeoff, target))[0]
-        others = [other.show(float(other.measure(tradeoff)[alone])) for other in targets if other is not target]
-        apart.append(f"{target.text} goes with {' and '.join(others)}")
-    raise InputError(f"the targets can't be met at once; the nearest that can: {'; '.join(apart)}")
-
-
-def thresholds_for_checkpoint(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """The thresholds that router.json offers by name.
-
-    Args:
-        scores: calibrated superior probabilities of the validation rows, shape (n,).
-        targets: their grades, shape (n,).
-    """
-    curve = tradeoff_of_grades(scores, targets)
-    offered = [at_most_superior(percent) for percent in CHECKPOINT_SUPERIOR_PERCENTS]
-    offered += [at_least_quality(percent) for percent in CHECKPOINT_QUALITY_PERCENTS]
-    return {target.key: choose(curve, target) for target in offered}
 
 
 def read_prompts(patterns: list[str]) -> tuple[list[str], np.ndarray | None, np.ndarray | None, str]:
@@ -235,7 +69,7 @@ def read_prompts(patterns: list[str]) -> tuple[list[str], np.ndarray | None, np.
         weak, strong = (np.array([getattr(row, name) for row in rows]) for name in ("weak_score", "strong_score"))
         return prompts, weak, strong, "measured on outcomes"
     if LabelledPrompt in kinds:
-        grades = np.array([row.target for row in rows])
+        grades = np.array([row.soft_label for row in rows])
         return prompts, 1 - grades, np.ones(len(rows)), "expected from the grades of the labelled rows"
     return prompts, None, None, "expected from the router's own probabilities: no prompt is graded"
 
@@ -272,15 +106,6 @@ def save_threshold(model_save_dir: Path, settings: BaseModel, name: str, thresho
     unfinished = path.with_name(path.name + ".partial")
     unfinished.write_text(settings.model_copy(update=update).model_dump_json(indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
-
-
-def quality_estimate(scores: np.ndarray, threshold: float, weak: np.ndarray, strong: np.ndarray) -> Estimate:
-    """Quality at a threshold as a share of the superior model's, with its 95% bootstrap interval over prompts."""
-
-    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return weights @ np.where(scores >= threshold, strong, weak) / (weights @ strong)
-
-    return estimate(metric, scores, bootstrap_weights(len(scores), DRAWS))
 
 
 def describe(name: str, threshold: float, scores, weak, strong, prices: tuple[float, float] | None) -> str:

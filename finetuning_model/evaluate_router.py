@@ -32,7 +32,7 @@ from finetuning_model.evaluation.baselines import (
 from finetuning_model.evaluation.eval_sets import (
     QUESTIONS_FILE,
     EvaluationSet,
-    mark_near_copies,
+    mark_near_duplicates,
     probe_set,
     read_sets,
     training_rows,
@@ -74,7 +74,7 @@ def encoder_of(args: argparse.Namespace, router: Router, run: dict, remarks: lis
 def score_sets(sets: list[EvaluationSet], score, train: list[LabelledPrompt], embed, seed: int) -> None:
     """Fill each set's `scores`: the router's first, then every baseline's, all trained on the same rows."""
     prompts = [prompt for each in sets for prompt in each.prompts]
-    targets = np.array([row.target for row in train])
+    targets = np.array([row.soft_label for row in train])
     baselines = baseline_scores([row.prompt for row in train], targets, prompts, embed, seed)
     scores = {ROUTER: score(prompts), **baselines}
     categories = [getattr(row, "category", None) for row in train]
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     probes = probe_set()
     score_sets([*sets, probes], score, train, embed, args.seed)
     if train:
-        mark_near_copies([*sets, probes], train)
+        mark_near_duplicates([*sets, probes], train)
 
     # 3. Judge.
     output_dir = args.output_dir or model_save_dir / "evaluation"

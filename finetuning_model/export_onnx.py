@@ -29,14 +29,14 @@ sys.path.insert(0, str(ROOT))
 
 from router_data import SUPERIOR, InputError, expand_paths, read_rows, run_script
 from router_model import (
-    OnnxForward,
+    OnnxModel,
     OnnxRecord,
     Router,
     fingerprint,
     newest_checkpoint,
     onnx_fault,
     read_config,
-    read_settings,
+    RouterSettings.load,
     weights_of,
 )
 
@@ -88,7 +88,7 @@ def export_onnx(
             onnx_file, record = best_file(folder, Path(scratch), validation_prompts, validation_labels)
     except Exception as error:  # exporters fail in many ways, and none of them may cost a trained checkpoint
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
-        if onnx_fault(folder, read_settings(folder)):  # an older file that still fits the weights is kept
+        if onnx_fault(folder, RouterSettings.load(folder)):  # an older file that still fits the weights is kept
             remember(folder, None, None)
         say(f"no ONNX file: {reason}; PyTorch serves this checkpoint")
         return {"onnx_file": None, "reason": reason}
@@ -108,7 +108,7 @@ def best_file(folder: Path, scratch: Path, prompts: Sequence[str], labels: Seque
     write_fp32(folder, plain)
 
     def scores_of(path: Path, of: list[list[int]]) -> np.ndarray:
-        return Router(folder, reference.settings, reference.encode, OnnxForward(path), "onnx").score_ids(of)
+        return Router(folder, reference.settings, reference.encode, OnnxModel(path), "onnx").score_ids(of)
 
     by_length = sorted(rows, key=len)
     sample = [*by_length[:: max(1, len(rows) // ROWS_AGAINST_TORCH)], by_length[-1]]
@@ -378,7 +378,7 @@ def remember(folder: Path, onnx_file: str | None, record: OnnxRecord | None) -> 
     """Name the file in router.json (made where there was none); delete the ONNX files it no longer names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings = read_settings(folder)
+        settings = RouterSettings.load(folder)
     settings.onnx_file, settings.onnx = onnx_file, record
     partial = folder / "router.json.partial"
     partial.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,23 +1,26 @@
-"""The rows that stage 3 trains and judges on: read, graded, without repeats, near copies kept in one part."""
+"""The rows that stage 3 trains and judges on: read, checked, without repeats, near duplicates kept in one part."""
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from router_data import (
+    SAMPLE_FILE,
     InputError,
     LabelledPrompt,
     LabelledQuestion,
     Outcome,
     expand_paths,
     label_of,
-    near_copy_groups,
-    prompt_key,
+    near_duplicate_groups,
+    normalise_prompt,
+    probability_from_gain,
     read_rows,
+    row_type_of,
 )
 
 HELD_OUT = 0.1  # of the rows for validation, and again for the test
@@ -25,27 +28,100 @@ HELD_OUT = 0.1  # of the rows for validation, and again for the test
 
 @dataclass
 class Split:
-    """Rows of one part, their targets (superior probabilities, shape (n,)) and their labels (1 is superior)."""
+    """The rows of one part."""
 
     rows: list[LabelledPrompt]
 
     @property
     def prompts(self) -> list[str]:
+        """Their prompts."""
         return [row.prompt for row in self.rows]
 
     @property
-    def targets(self) -> np.ndarray:
-        return np.array([row.target for row in self.rows], dtype=np.float64)
+    def soft_labels(self) -> np.ndarray:
+        """Their superior probabilities by the labeller, 0..1, shape (n,)."""
+        return np.array([row.soft_label for row in self.rows], dtype=np.float64)
 
     @property
     def labels(self) -> np.ndarray:
-        return (self.targets >= 0.5).astype(np.float64)
+        """1.0 where the superior model is preferred, else 0.0, shape (n,)."""
+        return (self.soft_labels >= 0.5).astype(np.float64)
 
 
-def read_training_rows(patterns: list[str], outcome_target: str) -> tuple[list[LabelledPrompt], dict]:
-    """Labelled prompts of all files, exact repeats dropped, and what to say of them.
+@dataclass
+class TrainingData:
+    """Everything a run reads.
 
-    A row with `weak_score` and `strong_score` and no label is an outcome; its grade is made from the scores.
+    Attributes:
+        train, validation, test: the parts; near duplicates never lie in two of them.
+        questions: the labelled MT-Bench questions that the labeller was not shown; may be empty.
+        base_rate: share of superior labels among the rows of --train_files that were not held out for the test.
+        counts: rows read, dropped and kept, by name, for the record.
+        files: the files read.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    questions: list[LabelledQuestion]
+    base_rate: float
+    counts: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """What was read and dropped, in one line."""
+        counts = self.counts
+        auxiliary = f" ({counts['auxiliary']:,} of them auxiliary)" if "auxiliary" in counts else ""
+        return (
+            f"{counts['rows_read']:,} rows read, {counts['repeats_dropped']:,} repeats and "
+            f"{counts['test_questions_dropped']:,} test questions dropped; training on {counts['train']:,}{auxiliary}, "
+            f"validation {counts['validation']:,}, test {counts['test']:,}"
+        )
+
+
+def read_training_data(
+    train_files: Sequence[str],
+    questions_file: str | Path,
+    seed: int,
+    limit: int | None = None,
+    auxiliary_files: Sequence[str] = (),
+) -> TrainingData:
+    """Read, clean and split the rows.
+
+    Args:
+        train_files: labelled files or outcomes, or globs.
+        questions_file: stage 1's questions; it may be absent.
+        seed: of the split and of the draw where `limit` is given.
+        limit: use only this many rows.
+        auxiliary_files: rows that are only trained on.
+
+    Raises:
+        InputError: as `read_labelled_rows` and `split_rows`.
+    """
+    rows, counts, files = read_labelled_rows(train_files)
+    questions = read_questions(questions_file)
+    question_keys = {normalise_prompt(turn) for question in questions for turn in question.turns}
+    kept = [row for row in rows if normalise_prompt(row.prompt) not in question_keys]
+    counts["test_questions_dropped"] = len(rows) - len(kept)
+    if limit and limit < len(kept):
+        kept = random.Random(seed).sample(kept, limit)
+    train, validation, test = split_rows(kept, seed)
+    base_rate = float(np.mean([*train.labels, *validation.labels]))
+    if auxiliary_files:
+        more, _, more_files = read_labelled_rows(auxiliary_files)
+        more = without_near_duplicates(more, [*validation.prompts, *test.prompts, *question_keys])
+        train.rows += more
+        counts["auxiliary"] = len(more)
+        files += more_files
+    counts |= {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
+    unseen = [question for question in questions if not question.in_labelling_prompt]
+    return TrainingData(train, validation, test, unseen, base_rate, counts, files)
+
+
+def read_labelled_rows(patterns: Sequence[str]) -> tuple[list[LabelledPrompt], dict[str, int], list[str]]:
+    """The labelled prompts of all files, exact repeats dropped; counts by name; the files.
+
+    A row with `weak_score` and `strong_score` and no label is an outcome; its label is made from the scores.
 
     Raises:
         InputError: no file, an invalid row, or one prompt with two labels of the same labeller.
@@ -54,41 +130,31 @@ def read_training_rows(patterns: list[str], outcome_target: str) -> tuple[list[L
     label_by: dict[tuple, tuple[str, Path]] = {}
     rows, read = [], 0
     for path in paths:
-        for row in read_rows(path, _row_type(path)):
+        for row in read_rows(path, row_type_of(path)):
             read += 1
-            row = _graded(row, outcome_target) if isinstance(row, Outcome) else row
-            key = (prompt_key(row.prompt), row.labelled_by, row.labelling_prompt)
+            labelled = label_outcome(row) if isinstance(row, Outcome) else row
+            key = (normalise_prompt(labelled.prompt), labelled.labelled_by, labelled.labelling_prompt)
             if key not in label_by:
-                label_by[key] = (row.label, path)
-                rows.append(row)
-            elif label_by[key][0] != row.label:
+                label_by[key] = (labelled.label, path)
+                rows.append(labelled)
+            elif label_by[key][0] != labelled.label:
                 raise InputError(
-                    f"{path}: the prompt {row.prompt[:60]!r} is labelled {row.label}, but {label_by[key][0]} in "
-                    f"{label_by[key][1]}, both by {row.labelled_by}; keep one of the two rows"
+                    f"{path}: the prompt {labelled.prompt[:60]!r} is labelled {labelled.label}, but {label_by[key][0]} "
+                    f"in {label_by[key][1]}, both by {labelled.labelled_by}; keep one of the two rows"
                 )
     if not rows:
         raise InputError(f"no labelled prompts in {' '.join(map(str, paths))}")
-    return rows, {"files": list(map(str, paths)), "rows_read": read, "repeats_dropped": read - len(rows)}
+    return rows, {"rows_read": read, "repeats_dropped": read - len(rows)}, list(map(str, paths))
 
 
-def _row_type(path: Path) -> type:
-    with open(path, "rb") as file:
-        first = next((line for line in file if line.strip()), b"")
-    return Outcome if b'"weak_score"' in first and b'"label"' not in first else LabelledPrompt
-
-
-def _graded(outcome: Outcome, target: str) -> LabelledPrompt:
-    """An outcome as a graded prompt: how bad the inferior answer was, or how much better the other."""
-    gain = outcome.strong_score - outcome.weak_score
-    grade = 1 - outcome.weak_score if target == "fail" else (1 + gain) / 2
-    if target == "gain" and gain == 0:
-        grade = np.nextafter(0.5, 0)  # a tie does not need the superior model
-    grade = min(1.0, max(0.0, grade))
+def label_outcome(outcome: Outcome) -> LabelledPrompt:
+    """An outcome as a labelled prompt, by the gain that was measured."""
+    soft_label = probability_from_gain(outcome.strong_score - outcome.weak_score)
     return LabelledPrompt(
         prompt=outcome.prompt,
-        label=label_of(grade),
-        superior_probability=grade,
-        labelled_by=f"outcome_{target}",
+        label=label_of(soft_label),
+        superior_probability=soft_label,
+        labelled_by="outcome_gain",
         category=outcome.group,
     )
 
@@ -105,13 +171,13 @@ def read_questions(path: str | Path) -> list[LabelledQuestion]:
 
 
 def split_rows(rows: list[LabelledPrompt], seed: int) -> tuple[Split, Split, Split]:
-    """Training, validation and test part; near copies are never in two of them.
+    """Training, validation and test part; near duplicates are never in two of them.
 
     Raises:
         InputError: too few rows to leave some of both labels in every part.
     """
     groups = defaultdict(list)
-    for row, group in zip(rows, near_copy_groups([row.prompt for row in rows]), strict=True):
+    for row, group in zip(rows, near_duplicate_groups([row.prompt for row in rows]), strict=True):
         groups[group].append(row)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
@@ -120,16 +186,18 @@ def split_rows(rows: list[LabelledPrompt], seed: int) -> tuple[Split, Split, Spl
         held_out = next((part for part in (1, 2) if len(parts[part]) < HELD_OUT * len(rows)), 0)
         parts[held_out].extend(group)
     for part in parts:
-        if len({row.label for row in part}) < 2:
+        labels = {row.label for row in part}
+        if len(labels) < 2:
+            only = f"all {len(part)} rows of a part are {labels.pop()}" if labels else "a part is empty"
             raise InputError(
-                f"{len(rows)} rows are too few to train and judge on: every part needs both labels; add rows, for "
-                "example the sample's: final-datasets/sample/router_dataset_sample.jsonl"
+                f"{len(rows)} rows are too few to train and judge on: every part needs both labels, and {only}; "
+                f"add rows, for example the sample's: {SAMPLE_FILE}"
             )
     return Split(parts[0]), Split(parts[1]), Split(parts[2])
 
 
-def without_near_copies(rows: list[LabelledPrompt], prompts: Sequence[str]) -> list[LabelledPrompt]:
-    """The rows whose prompt is a near copy of none of `prompts`."""
-    groups = near_copy_groups([*prompts, *(row.prompt for row in rows)])
+def without_near_duplicates(rows: list[LabelledPrompt], prompts: Sequence[str]) -> list[LabelledPrompt]:
+    """The rows whose prompt is a near duplicate of none of `prompts`."""
+    groups = near_duplicate_groups([*prompts, *(row.prompt for row in rows)])
     taken = set(groups[: len(prompts)])
     return [row for row, group in zip(rows, groups[len(prompts) :], strict=True) if group not in taken]

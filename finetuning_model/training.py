@@ -1,4 +1,4 @@
-"""Fine-tuning itself: the encoder with a fresh head, HF's Trainer on soft targets, and the logits that come out."""
+"""Fine-tuning itself: the encoder with a fresh head, HF's Trainer on soft labels, prompts in changing frames."""
 
 import argparse
 import math
@@ -6,54 +6,202 @@ import os
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
 
+from finetuning_model.frames import Frames
 from finetuning_model.labelled_rows import Split
 from router_data import LABELS, InputError
-from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
+from router_model import PromptEncoder, pad_rows
 
-LONG_EPOCH = 300  # steps; a longer one is evaluated, and can be resumed, half way too
+LONG_EPOCH = 300  # steps; a longer epoch is evaluated, and can be resumed, half way too
+MANY_ROWS = 20_000  # enough to train every layer, and on the soft labels as they are
+WEIGHT_DECAY = 0.01
+KNN_SMOOTHING = 0.3
+ON_CPU = not torch.cuda.is_available()
 
 
-def load_base(hf_model_name: str, dropout: float, freeze_layers: int | None = 0):
-    """The encoder with a fresh two-label head, and its tokenizer.
+@dataclass(frozen=True)
+class Recipe:
+    """How a router is trained, every default resolved: what run.json records is what was done.
 
-    The embeddings and the lowest `freeze_layers` layers (None: half of them) are not trained. On a CPU attention is
-    plain matrix products: in bf16 the backward pass of PyTorch's fused one can take two fifths of a step (RESULTS.md).
+    Attributes:
+        base: hub id or local folder of the encoder.
+        base_name: what checkpoints call it.
+        seeds: one training each; the best on validation is kept.
+        num_train_epochs, max_steps: how long (max_steps -1: all epochs).
+        learning_rate: of the top layer and the head; each layer below has `layer_decay` times that of the one above.
+        freeze_layers: the embeddings and this many of the lowest layers are not trained.
+        knn_smoothing: how far each soft label is drawn to those of rows with like embeddings, 0..1.
+        frame_share: share of the training prompts that stand in a frame, drawn anew each epoch.
+        frames_file: where the frames come from; None without any.
+        per_device_train_batch_size: rows a step and process.
+        max_length: tokens read of a prompt.
+        early_stopping_patience: evaluations without a better validation loss.
+        bf16: whether training multiplies in bfloat16; fp16: in float16, on GPUs without bfloat16.
+    """
+
+    base: str
+    base_name: str
+    seeds: tuple[int, ...]
+    num_train_epochs: float
+    max_steps: int
+    learning_rate: float
+    layer_decay: float
+    freeze_layers: int
+    knn_smoothing: float
+    frame_share: float
+    frames_file: str | None
+    per_device_train_batch_size: int
+    max_length: int
+    early_stopping_patience: int
+    bf16: bool
+    fp16: bool
+
+    @classmethod
+    def resolve(cls, args: argparse.Namespace, train_rows: int) -> "Recipe":
+        """The recipe that the flags mean for this many rows, on this encoder and this machine.
+
+        Raises:
+            InputError: the encoder can't be had, or has fewer layers than are to be frozen.
+        """
+        config = load_config(args.hf_model_name)
+        few = train_rows < MANY_ROWS
+        depth = config.num_hidden_layers
+        freeze_layers = (depth // 2 if few else 0) if args.freeze_layers is None else args.freeze_layers
+        if not 0 <= freeze_layers <= depth:
+            raise InputError(f"{args.hf_model_name} has {depth} layers; --freeze_layers can't be {freeze_layers}")
+        knn_smoothing = (KNN_SMOOTHING if few else 0.0) if args.knn_smoothing is None else args.knn_smoothing
+        base = args.hf_model_name.rstrip("/")
+        gpu_bf16 = not ON_CPU and torch.cuda.is_bf16_supported(including_emulation=False)
+        return cls(
+            base=base,
+            base_name=Path(base).name if Path(base).exists() else base,
+            seeds=tuple(range(args.seed, args.seed + args.num_seeds)),
+            num_train_epochs=args.num_train_epochs,
+            max_steps=args.max_steps,
+            learning_rate=args.learning_rate,
+            layer_decay=args.layer_decay,
+            freeze_layers=freeze_layers,
+            knn_smoothing=knn_smoothing,
+            frame_share=args.frame_share,
+            frames_file=str(args.frames) if args.frame_share else None,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            max_length=min(args.max_length, readable_tokens(config, args.max_length)),
+            early_stopping_patience=args.early_stopping_patience,
+            bf16=cpu_gains_from_bf16() if ON_CPU else gpu_bf16,
+            fp16=not ON_CPU and not gpu_bf16,
+        )
+
+    def read_frames(self) -> Frames | None:
+        """The frames to train on, or None."""
+        return Frames.read(self.frames_file) if self.frames_file else None
+
+    def frame(self, prompts: Sequence[str]) -> list[str]:
+        """Held-out prompts as training sees its own: the same share of them in frames, the same ones each time."""
+        frames = self.read_frames()
+        return list(prompts) if frames is None else frames.wrap_share(prompts, self.frame_share, "held out")
+
+    def as_record(self) -> dict[str, Any]:
+        """For run.json."""
+        return asdict(self)
+
+
+@dataclass
+class TrainedModel:
+    """What one seed gave.
+
+    Attributes:
+        seed: its number.
+        model: the fine-tuned classifier, the weights with the lowest validation loss.
+        log: evaluations, seconds, steps and tokens per second, for run.json and the plot.
+    """
+
+    seed: int
+    model: Any
+    log: dict[str, Any]
+
+
+def load_config(hf_model_name: str):
+    """The encoder's configuration.
 
     Raises:
         InputError: it can't be had.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    attention = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
     try:
-        config = AutoConfig.from_pretrained(hf_model_name)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-        config.num_labels = 2
-        config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
-        tokenizer = AutoTokenizer.from_pretrained(hf_model_name)
-        model = AutoModelForSequenceClassification.from_pretrained(hf_model_name, config=config, **attention)
+        return AutoConfig.from_pretrained(hf_model_name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"the model {hf_model_name} can't be had ({str(error).splitlines()[0]}); name a model of the hub "
-            "(a gated one needs HF_TOKEN) or a local folder with --hf_model_name"
-        ) from error
-    depth = model.config.num_hidden_layers
-    frozen = depth // 2 if freeze_layers is None else freeze_layers
-    if frozen > depth:
-        raise InputError(f"{hf_model_name} has {depth} layers; --freeze_layers can't be {frozen}")
+        raise cannot_load(hf_model_name, error) from error
+
+
+def cannot_load(hf_model_name: str, error: Exception) -> InputError:
+    """The error for an encoder that can't be had."""
+    return InputError(
+        f"the model {hf_model_name} can't be had ({str(error).splitlines()[0]}); name a model of the hub "
+        "(a gated one needs HF_TOKEN) or a local folder with --hf_model_name"
+    )
+
+
+def readable_tokens(config, default: int) -> int:
+    """The longest input that the encoder has positions for."""
+    return getattr(config, "max_position_embeddings", None) or default
+
+
+def load_tokenizer(hf_model_name: str):
+    """The encoder's tokenizer, of transformers.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(hf_model_name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise cannot_load(hf_model_name, error) from error
+
+
+def load_classifier(recipe: Recipe):
+    """The encoder with a fresh two-label head and without dropout, its lowest layers frozen.
+
+    On a CPU attention is plain matrix products: in bf16 the backward pass of PyTorch's fused attention takes up to two
+    fifths of a step.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    config = load_config(recipe.base)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    config.num_labels = 2
+    config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
+    attention = {"attn_implementation": "eager"} if ON_CPU else {}
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            recipe.base, config=config, dtype=torch.float32, trust_remote_code=False, **attention
+        )
+    except (OSError, ValueError) as error:
+        raise cannot_load(recipe.base, error) from error
+    trained = model.config.num_hidden_layers - recipe.freeze_layers
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(layer_below_top(name, model) < depth - frozen)
-    return model, tokenizer
+        parameter.requires_grad_(layers_above(name, model) < trained)
+    return model
 
 
-def layer_below_top(name: str, model) -> int:
+def layers_above(name: str, model) -> int:
     """How many layers lie above a parameter's: 0 for the top layer and the head, the depth for the embeddings."""
     depth = model.config.num_hidden_layers
     if "embeddings" in name:
@@ -62,12 +210,8 @@ def layer_below_top(name: str, model) -> int:
     return 0 if number is None or not name.startswith(model.base_model_prefix) else depth - 1 - number
 
 
-def bf16_pays() -> bool:
-    """Whether this processor multiplies bf16 matrices clearly faster than fp32 ones (not all that can, do)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+def cpu_gains_from_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices clearly faster than fp32 ones: not all that can, do."""
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = torch.ones(1024, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
@@ -81,208 +225,234 @@ def bf16_pays() -> bool:
     return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
 
 
-class LengthWindows:
-    """A sampler that shuffles rows, sorts them by length within windows of 50 batches, and shuffles the batches.
+class FramedPrompts(torch.utils.data.Dataset):
+    """Prompts as token ids with their soft labels; a share of them stands in frames, drawn anew each epoch.
 
-    So batches hold rows of like length, with hardly any padding, and still come in a new random order each epoch.
+    Args:
+        frames: what to draw from; None leaves every prompt bare.
+        share: 0..1.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(
+        self, prompts: Sequence[str], soft_labels: np.ndarray, encoder: PromptEncoder, frames: Frames | None,
+        share: float, seed: int,
+    ) -> None:  # fmt: skip
+        self.prompts, self.soft_labels, self.encoder = prompts, soft_labels, encoder
+        self.frames, self.share, self.seed = frames, share, seed
+        self.ids: list[list[int]] = []
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        """Draw the frames of this epoch; without frames nothing changes."""
+        if self.frames is None and self.ids:
+            return
+        prompts = self.prompts
+        if self.frames is not None:
+            prompts = self.frames.wrap_share(prompts, self.share, f"{self.seed} {epoch}")
+        self.ids = [row.ids for row in self.encoder.encode(prompts)]
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict:
+        return {"input_ids": self.ids[i], "labels": float(self.soft_labels[i])}
+
+
+class LengthGroupedSampler:
+    """A sampler that shuffles rows, sorts them by length within windows of 50 batches, and shuffles the batches.
+
+    Batches hold rows of like length, with hardly any padding, and still come in a new random order each epoch. HF's
+    own (`train_sampling_strategy="group_by_length"`) measures the rows once, but frames change their lengths each
+    epoch.
+    """
+
+    def __init__(self, dataset: FramedPrompts, batch_size: int, seed: int) -> None:
+        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer's word for the next pass: new frames, new order."""
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
     def __iter__(self):
+        lengths = [len(row) for row in self.dataset.ids]
         draw = random.Random(f"{self.seed} {self.epoch}")
-        order = draw.sample(range(len(self.lengths)), len(self.lengths))
+        order = draw.sample(range(len(lengths)), len(lengths))
         window = 50 * self.batch_size
         batches = []
         for start in range(0, len(order), window):
-            rows = sorted(order[start : start + window], key=self.lengths.__getitem__)
+            rows = sorted(order[start : start + window], key=lengths.__getitem__)
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         draw.shuffle(batches)
-        batches.sort(
-            key=lambda batch: len(batch) < self.batch_size
-        )  # a short batch comes last, or it would shift others
+        batches.sort(key=lambda batch: len(batch) < self.batch_size)  # a short batch elsewhere would shift all others
         return iter([row for batch in batches for row in batch])
 
 
-def fine_tune(
-    model,
-    tokenizer,
-    train: Split,
-    validation: Split,
-    args: argparse.Namespace,
-    seed: int,
-    folder: Path,
-    targets: np.ndarray | None = None,
-):
-    """Train on soft targets; the model keeps the weights with the lowest validation loss.
+class RouterTrainer(Trainer):
+    """HF's Trainer on soft labels, with layer-wise learning rates.
 
     Args:
-        targets: what to train on instead of the grades of the training rows, shape (n,).
-
-    Returns:
-        The Trainer, and the training log: its `log_history` with tokens per second (padding not counted).
+        recipe: how to train.
+        prior: mean soft label of the training rows, 0..1.
     """
-    import torch
-    from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments
 
-    encode = PromptEncoder(tokenizer.backend_tokenizer, args.max_length)
-    targets = train.targets if targets is None else targets
-    prior = float(np.clip(targets.mean(), 0.01, 0.99))
+    def __init__(self, recipe: Recipe, prior: float, **rest: Any) -> None:
+        self.recipe, self.prior = recipe, prior
+        super().__init__(**rest)
 
-    def dataset(prompts: list[str], targets: np.ndarray) -> list[dict]:
-        rows = zip(encode(prompts), targets, strict=True)
-        return [{"input_ids": row.ids, "labels": target} for row, target in rows]
+    def _get_train_sampler(self, train_dataset=None):
+        batch_size = self.recipe.per_device_train_batch_size * self.args.world_size
+        return LengthGroupedSampler(self.train_dataset, batch_size, self.args.seed)
 
-    def tokens_of(row: dict) -> int:
-        return len(row["input_ids"])
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross entropy with the soft labels; both labels weigh the same in all, calibration gives the prior back."""
+        soft_label = inputs.pop("labels")
+        logits = model(**inputs).logits.float()
+        weight = soft_label * 0.5 / self.prior + (1 - soft_label) * 0.5 / (1 - self.prior)
+        margin = logits[:, 1] - logits[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(margin, soft_label, weight=weight)
+        return (loss, {"logits": logits}) if return_outputs else loss
 
-    def collate(rows: list[dict]) -> dict:
-        ids = [torch.tensor(row["input_ids"]) for row in rows]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return {
-            "input_ids": pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id or 0),
-            "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
-        }
+    def create_optimizer(self, model=None):
+        """AdamW on `parameter_groups`."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.recipe.learning_rate, self.recipe.layer_decay)
+            self.optimizer = torch.optim.AdamW(groups, fused=True, betas=(0.9, 0.999), eps=1e-8)
+        return self.optimizer
 
-    class RouterTrainer(Trainer):
-        def _get_train_sampler(self, train_dataset=None):
-            size = args.per_device_train_batch_size * self.args.world_size
-            return LengthWindows(list(map(tokens_of, self.train_dataset)), size, seed)
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            target = inputs.pop("labels")
-            outputs = model(**inputs)
-            logits = outputs.logits.float()
-            # Both labels weigh the same in all; calibration gives the prior back.
-            weight = target * 0.5 / prior + (1 - target) * 0.5 / (1 - prior)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits[:, 1] - logits[:, 0], target, weight=weight
-            )
-            return (loss, {"logits": logits}) if return_outputs else loss
+class Progress(ProgressCallback):
+    """One bar for the whole training, with the last validation loss."""
 
-        def create_optimizer(self, model=None):
-            if self.optimizer is None:
-                self.optimizer = torch.optim.AdamW(
-                    layer_groups(self.model, args), fused=True, betas=(0.9, 0.999), eps=1e-8
-                )
-            return self.optimizer
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the validation loss."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "eval_loss" in logs:
+            self.training_bar.set_postfix_str(f"epoch {logs['epoch']:.1f}, validation loss {logs['eval_loss']:.4f}")
 
-    class Progress(ProgressCallback):
-        def on_log(self, arguments, state, control, logs=None, **kwargs):
-            if state.is_world_process_zero and self.training_bar is not None and logs and "eval_loss" in logs:
-                self.training_bar.set_postfix_str(f"epoch {logs['epoch']:.1f}, validation loss {logs['eval_loss']:.4f}")
 
-    rows = dataset(train.prompts, targets)
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    steps_per_epoch = math.ceil(len(rows) / (args.per_device_train_batch_size * world_size))
-    evaluate_every = math.ceil(steps_per_epoch / 2) if steps_per_epoch > LONG_EPOCH else steps_per_epoch
-    on_cpu = not torch.cuda.is_available()
+def fine_tune(
+    recipe: Recipe, tokenizer, train: Split, validation: Split, soft_labels: np.ndarray, seed: int, folder: Path
+) -> TrainedModel:
+    """Train one seed; the model keeps the weights with the lowest validation loss.
+
+    Args:
+        train: the rows; a share of their prompts stands in frames.
+        validation: what chooses the weights, its prompts in the same share of frames.
+        soft_labels: what to train on, shape (len(train.rows),).
+        folder: where an interrupted run finds its state, in `seed-<seed>/`.
+    """
+    model = load_classifier(recipe)
+    encoder = PromptEncoder(tokenizer.backend_tokenizer, recipe.max_length)
+    frames = recipe.read_frames()
+    rows = FramedPrompts(train.prompts, soft_labels, encoder, frames, recipe.frame_share, seed)
+    held_out = FramedPrompts(recipe.frame(validation.prompts), validation.soft_labels, encoder, None, 0, seed)
+    state_folder = folder / f"seed-{seed}"
     trainer = RouterTrainer(
+        recipe,
+        prior=float(np.clip(soft_labels.mean(), 0.01, 0.99)),
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder / f"seed-{seed}"),
-            num_train_epochs=args.num_train_epochs,
-            max_steps=args.max_steps,
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            warmup_steps=0.1,
-            per_device_train_batch_size=args.per_device_train_batch_size,
-            per_device_eval_batch_size=2 * args.per_device_train_batch_size,
-            eval_strategy="steps",
-            eval_steps=evaluate_every,
-            save_strategy="steps",
-            save_steps=evaluate_every,
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            logging_strategy="steps",
-            logging_steps=evaluate_every,
-            bf16=bf16_pays() if args.bf16 == "auto" else args.bf16 == "true",
-            use_cpu=on_cpu,
-            ddp_backend="gloo" if on_cpu and world_size > 1 else None,
-            dataloader_pin_memory=not on_cpu,
-            remove_unused_columns=False,
-            seed=seed,
-            report_to="none",
-            disable_tqdm=False,
-        ),
-        data_collator=collate,
+        args=training_arguments(recipe, state_folder, len(rows), seed),
+        data_collator=Collator(tokenizer.pad_token_id or 0),
         train_dataset=rows,
-        eval_dataset=sorted(dataset(validation.prompts, validation.targets), key=tokens_of),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience)],
+        eval_dataset=sorted((held_out[i] for i in range(len(held_out))), key=lambda row: len(row["input_ids"])),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
-    start = time.perf_counter()
-    checkpoint = newest_trainer_state(folder / f"seed-{seed}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - start
-    tokens = sum(map(tokens_of, rows)) * trainer.state.epoch
+    started = time.perf_counter()
+    state = newest_trainer_state(state_folder)
+    trainer.train(resume_from_checkpoint=str(state) if state else None)
+    seconds = time.perf_counter() - started
+    tokens = sum(map(len, rows.ids)) * trainer.state.epoch
     log = {
+        "seed": seed,
         "history": [entry for entry in trainer.state.log_history if "eval_loss" in entry or "loss" in entry],
         "seconds": seconds,
-        "tokens_per_second": None if checkpoint else tokens / seconds,
+        "tokens_per_second": None if state else tokens / seconds,
         "steps": trainer.state.global_step,
-        "bf16": trainer.args.bf16,
     }
-    return trainer, log
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without its autocast
+    return TrainedModel(seed, model, log)
 
 
-def layer_groups(model, args: argparse.Namespace) -> list[dict]:
+@dataclass(frozen=True)
+class Collator:
+    """Rows of token ids with soft labels -> a padded batch."""
+
+    pad_id: int
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids, mask = pad_rows([row["input_ids"] for row in rows], self.pad_id)
+        labels = torch.tensor([row["labels"] for row in rows], dtype=torch.float32)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": labels}
+
+
+def training_arguments(recipe: Recipe, folder: Path, rows: int, seed: int) -> TrainingArguments:
+    """HF's arguments: evaluate and save once an epoch, twice where one is long; keep the best."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    steps_per_epoch = math.ceil(rows / (recipe.per_device_train_batch_size * world_size))
+    evaluate_every = math.ceil(steps_per_epoch / 2) if steps_per_epoch > LONG_EPOCH else steps_per_epoch
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.num_train_epochs,
+        max_steps=recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        warmup_steps=0.1,
+        per_device_train_batch_size=recipe.per_device_train_batch_size,
+        per_device_eval_batch_size=2 * recipe.per_device_train_batch_size,
+        eval_strategy="steps",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=evaluate_every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_strategy="steps",
+        logging_steps=evaluate_every,
+        bf16=recipe.bf16,
+        fp16=recipe.fp16,
+        use_cpu=ON_CPU,
+        ddp_backend="gloo" if ON_CPU and world_size > 1 else None,
+        dataloader_pin_memory=not ON_CPU,
+        remove_unused_columns=False,
+        seed=seed,
+        report_to="none",
+        disable_tqdm=False,
+    )
+
+
+def parameter_groups(model, learning_rate: float, layer_decay: float) -> list[dict]:
     """Optimizer groups: the head learns fastest, each layer below by `layer_decay` slower (Howard and Ruder 2018)."""
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[layer_below_top(name, model), parameter.ndim >= 2].append(parameter)
+            groups[layers_above(name, model), parameter.ndim >= 2].append(parameter)
     return [
         {
             "params": parameters,
-            "lr": args.learning_rate * args.layer_decay**below,
-            "weight_decay": args.weight_decay if is_matrix else 0.0,
+            "lr": learning_rate * layer_decay**above,
+            "weight_decay": WEIGHT_DECAY if is_matrix else 0.0,
         }
-        for (below, is_matrix), parameters in groups.items()
+        for (above, is_matrix), parameters in groups.items()
     ]
 
 
-def shift_head(model, shift: float) -> float:
-    """Add `shift` to the superior logit of every prompt, in the head's bias; returns what was added (0 without one)."""
-    import torch
-
+def add_logit_bias(model, bias: float) -> float:
+    """Add `bias` to the superior logit of every prompt, in the head; returns what was added (0 for a head without)."""
     heads = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2]
     if not heads or heads[-1].bias is None:
         return 0.0
     with torch.no_grad():
-        heads[-1].bias[1] += shift
-    return shift
+        heads[-1].bias[1] += bias
+    return bias
 
 
 def newest_trainer_state(folder: Path) -> Path | None:
     """Where an interrupted training goes on."""
     states = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
     return max(states, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-
-
-def logit_rows(model, tokenizer, prompts: list[str], max_length: int) -> np.ndarray:
-    """The model's logits for prompts in fp32, shape (n, 2), in their order."""
-    import torch
-
-    model = model.eval().float()
-    rows = [torch.tensor(row.ids) for row in PromptEncoder(tokenizer.backend_tokenizer, max_length)(prompts)]
-    pad = torch.nn.utils.rnn.pad_sequence
-    logits = np.empty((len(rows), 2))
-    with torch.inference_mode():
-        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
-            ids = pad([rows[i] for i in batch], batch_first=True, padding_value=tokenizer.pad_token_id or 0)
-            mask = pad([torch.ones_like(rows[i]) for i in batch], batch_first=True)
-            outputs = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-            logits[batch] = outputs.logits.float().cpu().numpy()
-    return logits

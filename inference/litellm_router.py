@@ -79,8 +79,8 @@ class RouterHook(CustomLogger):
         # in a thread: scoring holds no lock of Python for most of its time, so other requests go on
         [decision] = await asyncio.to_thread(self.router.decide, [messages], threshold)
         return {
-            "model": "superior" if decision.label == SUPERIOR else "inferior",
-            "probability": f"{decision.superior_probability:.6f}",
+            "model": "superior" if decision.router_label == SUPERIOR else "inferior",
+            "probability": f"{decision.router_score:.6f}",
             "threshold": f"{threshold:g}",
             "truncated": str(decision.truncated).lower(),
         }

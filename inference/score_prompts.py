@@ -61,8 +61,8 @@ def score_rows(
         scored.append(
             row
             | {
-                "routed_to": decision and ("superior" if decision.label == SUPERIOR else "inferior"),
-                "router_score": decision and round(decision.superior_probability, 6),
+                "routed_to": decision and ("superior" if decision.router_label == SUPERIOR else "inferior"),
+                "router_score": decision and round(decision.router_score, 6),
                 "threshold": threshold,
                 "router": router.model_save_dir.resolve().name,
                 "truncated": bool(decision and decision.truncated),

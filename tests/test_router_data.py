@@ -13,8 +13,8 @@ from router_data import (
     Outcome,
     encode_row,
     expand_paths,
-    near_copy_groups,
-    prompt_key,
+    near_duplicate_groups,
+    normalise_prompt,
     read_rows,
     write_rows,
 )
@@ -108,9 +108,9 @@ def test_globs_are_expanded_once_and_a_missing_file_is_named(tmp_path):
         expand_paths([tmp_path])
 
 
-def test_near_copies_share_a_group():
+def test_near_duplicates_share_a_group():
     first = "Please explain to me how a heat pump works in winter, and what it costs to run one in an old house."
     copy = first.upper().replace("  ", " ") + "!"
     other = "Write a limerick about a heat pump that would not start on the coldest day of the year."
-    assert near_copy_groups([first, other, copy, "hi", "hi "]) == [0, 1, 0, 2, 2]
-    assert prompt_key("  Hi \n there ") == "hi there"
+    assert near_duplicate_groups([first, other, copy, "hi", "hi "]) == [0, 1, 0, 2, 2]
+    assert normalise_prompt("  Hi \n there ") == "hi there"

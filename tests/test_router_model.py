@@ -14,7 +14,7 @@ from conftest import EASY, HARD, ROOT, random_bert, save_checkpoint
 
 import finetuning_model.export_onnx as export
 from router_data import INFERIOR, SUPERIOR, InputError, write_rows
-from router_model import OnnxForward, PromptEncoder, Router, _load_tokenizer, fingerprint, read_settings, user_turns
+from router_model import OnnxModel, PromptEncoder, Router, load_tokenizer, fingerprint, RouterSettings.load, user_turns
 
 EASY_PROMPTS = [f"what is the {word} with a {other}" for word in EASY for other in EASY[:4]]
 HARD_PROMPTS = [f"please the {word} in a {other}" for word in HARD for other in EASY * 2]
@@ -47,7 +47,7 @@ def router(exported):
 
 
 def test_int8_is_what_everyone_gets_and_says_what_pytorch_says(exported, router):
-    settings = read_settings(exported)
+    settings = RouterSettings.load(exported)
     assert settings.onnx_file == "model_int8.onnx" and router.backend == "onnx"
     exact = Router.load(exported, backend="torch").score(PROMPTS)
     scores = router.score(PROMPTS)
@@ -75,14 +75,14 @@ def test_a_score_does_not_depend_on_the_other_prompts(router):
 
 @pytest.mark.parametrize("prompt", ["apple", LONG])
 def test_one_core_says_what_all_cores_say(exported, prompt):
-    forward = OnnxForward(exported / "model_int8.onnx")
+    forward = OnnxModel(exported / "model_int8.onnx")
     row = Router.load(exported).encode([prompt])[0].ids
     one, all_cores = (forward._logits(session, row) for session in (forward._session(1), forward._session(2)))
     assert one.tolist() == all_cores.tolist()
 
 
 def test_where_others_are_scored_a_prompt_takes_one_core(exported, monkeypatch):
-    forward = OnnxForward(exported / "model_int8.onnx")
+    forward = OnnxModel(exported / "model_int8.onnx")
     forward._one_core, forward._all_cores = "one", "all"
     taken = []
 
@@ -238,9 +238,9 @@ def test_a_failed_export_keeps_a_file_that_still_fits(copy, monkeypatch):
 def test_smoothing_changes_no_score_of_the_fp32_model(exported, router, tmp_path):
     with export.quiet():
         export.write_fp32(exported, tmp_path / "plain.onnx")
-        rows = [row.ids for row in router.encode(PROMPTS)]
+        rows = [row.ids for row in router.encoder.encode(PROMPTS)]
         export.write_smoothed(tmp_path / "plain.onnx", tmp_path / "smoothed.onnx", rows)
-    plain, smoothed = (OnnxForward(tmp_path / name)(rows) for name in ("plain.onnx", "smoothed.onnx"))
+    plain, smoothed = (OnnxModel(tmp_path / name)(rows) for name in ("plain.onnx", "smoothed.onnx"))
     assert smoothed == pytest.approx(plain, abs=1e-4)
     assert (tmp_path / "plain.onnx").read_bytes() != (tmp_path / "smoothed.onnx").read_bytes()
     assert len(export.narrowing_products(tmp_path / "smoothed.onnx")) == 2  # one a layer
@@ -276,10 +276,10 @@ def test_the_fp32_export_gives_pytorchs_logits(tmp_path):
             weight.data *= 10  # else the prompts hardly differ
     folder = save_checkpoint(tmp_path / "random", settings={"max_length": 64}, model=model)
     router = Router.load(folder, backend="torch")
-    rows = [row.ids for row in router.encode([*PROMPTS, LONG])]
+    rows = [row.ids for row in router.encoder.encode([*PROMPTS, LONG])]
     with export.quiet():
         export.write_fp32(folder, tmp_path / "plain.onnx")
-    logits = OnnxForward(tmp_path / "plain.onnx")(rows)
+    logits = OnnxModel(tmp_path / "plain.onnx")(rows)
     assert logits == pytest.approx(router._forward(rows), abs=1e-5)
     assert np.ptp(logits[:, 1] - logits[:, 0]) > 0.1
 
@@ -331,7 +331,7 @@ def test_modernbert_is_exported_too(tmp_path):
     files = [tmp_path / name for name in ("plain.onnx", "smoothed.onnx")]
     before, after = (Counter(node.op_type for node in onnx.load(file).graph.node) for file in files)
     assert after["Abs"] - before["Abs"] == 4  # one a layer: gated units give values far below zero
-    plain, smoothed = (OnnxForward(file)(rows) for file in files)
+    plain, smoothed = (OnnxModel(file)(rows) for file in files)
     assert smoothed == pytest.approx(plain, abs=1e-4)
     exact = Router.load(folder, backend="torch").score([*PROMPTS, LONG])
     assert Router.load(folder, backend="onnx").score([*PROMPTS, LONG]) == pytest.approx(exact, abs=0.03)
@@ -346,9 +346,9 @@ def test_a_long_prompt_keeps_both_ends_and_says_so(router):
     assert decision.characters_received == len(LONG) + 5
     assert not router.decide(["apple"])[0].truncated
 
-    tokenizer = router.encode.tokenizer
+    tokenizer = router.encoder.tokenizer
     whole = tokenizer.encode(f"zorp {LONG} vlam").ids
-    kept = router.encode([f"zorp {LONG} vlam"])[0].ids
+    kept = router.encoder.encode([f"zorp {LONG} vlam"])[0].ids
     assert kept == whole[:32] + whole[-32:]
 
 
@@ -367,7 +367,7 @@ def test_of_a_megabyte_only_what_may_be_scored_is_tokenised(router, monkeypatch)
             seen.extend(texts)
             return self.tokenizer.encode_batch_fast(texts)
 
-    monkeypatch.setattr(router.encode, "tokenizer", Spy(router.encode.tokenizer))
+    monkeypatch.setattr(router.encoder, "tokenizer", Spy(router.encoder.tokenizer))
     for prompts in ([f"zorp {'apple ' * 170_000} vlam"], ["apple", f"zorp {'apple ' * 170_000} vlam"]):
         seen.clear()
         decision = router.decide(prompts)[-1]
@@ -401,10 +401,10 @@ def test_a_short_follow_up_stays_with_its_hard_question(router):
 
 
 def test_only_what_the_user_said_is_scored(router):
-    plain = router.encode([said("what is a apple", "and a egg")])[0]
-    assert router.encode([said("what is a apple", "and a egg", system="zorp " * 90)])[0] == plain
+    plain = router.encoder.encode([said("what is a apple", "and a egg")])[0]
+    assert router.encoder.encode([said("what is a apple", "and a egg", system="zorp " * 90)])[0] == plain
     tool = [*said("what is a apple"), {"role": "tool", "content": "zorp"}, {"role": "user", "content": "and a egg"}]
-    assert router.encode([tool])[0] == plain
+    assert router.encoder.encode([tool])[0] == plain
 
 
 def test_one_message_is_scored_as_its_text(router):
@@ -418,7 +418,7 @@ def test_content_may_come_in_parts(router):
 
 
 def test_the_last_turn_is_kept_whole_and_the_earlier_fill_the_rest(trained_checkpoint):
-    encode = PromptEncoder(_load_tokenizer(trained_checkpoint, None), 16)
+    encode = PromptEncoder(load_tokenizer(trained_checkpoint, None), 16)
     word = encode.tokenizer.token_to_id
     first, last = [word(token) for token in "zorp quix vlam".split()], [word(token) for token in EASY]
     row = encode([said("zorp quix vlam " + "the " * 40 + "zorp quix vlam", " ".join(EASY))])[0]

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from scipy.stats import spearmanr
 
-from router_data import SUPERIOR, near_copy_groups, prompt_key, read_rows
+from router_data import SUPERIOR, near_duplicate_groups, normalise_prompt, read_rows
 
 SAMPLE = ROOT / "final-datasets" / "sample" / "router_dataset_sample.jsonl"
 CARD = SAMPLE.with_name("README.md")
@@ -73,11 +73,11 @@ def test_exam_questions_cover_forty_five_subjects(rows):
 
 def test_no_copies_and_no_series(rows):
     prompts = [row.prompt for row in rows]
-    assert len(set(map(prompt_key, prompts))) == len(prompts)
-    assert len(set(near_copy_groups(prompts, similarity=0.7))) == len(prompts)
-    masked = Counter(re.sub(r"\d+", "0", prompt_key(prompt)) for prompt in prompts)
+    assert len(set(map(normalise_prompt, prompts))) == len(prompts)
+    assert len(set(near_duplicate_groups(prompts, similarity=0.7))) == len(prompts)
+    masked = Counter(re.sub(r"\d+", "0", normalise_prompt(prompt)) for prompt in prompts)
     assert masked.most_common(1)[0][1] == 1
-    openings = Counter(" ".join(prompt_key(prompt).split()[:5]) for prompt in prompts)
+    openings = Counter(" ".join(normalise_prompt(prompt).split()[:5]) for prompt in prompts)
     assert openings.most_common(1)[0][1] <= 0.005 * len(prompts), openings.most_common(3)
 
 
@@ -96,7 +96,7 @@ def test_no_two_prompts_embed_alike(rows):
 
 def test_no_probe_is_in_it(rows):
     probes = probe_prompts()
-    groups = near_copy_groups(probes + [row.prompt for row in rows], similarity=0.6)
+    groups = near_duplicate_groups(probes + [row.prompt for row in rows], similarity=0.6)
     assert not set(groups[: len(probes)]) & set(groups[len(probes) :])
 
 
@@ -111,7 +111,7 @@ def test_nothing_is_near_a_test_prompt(rows):
     for line in (SHARED / "lmsys_chat_1m_sample.jsonl").open():
         conversation = json.loads(line).get("conversation") or []
         tests += [turn["content"] for turn in conversation[:1] if isinstance(turn.get("content"), str)]
-    groups = near_copy_groups(tests + [row.prompt for row in rows], similarity=0.6)
+    groups = near_duplicate_groups(tests + [row.prompt for row in rows], similarity=0.6)
     assert not set(groups[: len(tests)]) & set(groups[len(tests) :])
 
 

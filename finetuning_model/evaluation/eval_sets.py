@@ -18,8 +18,8 @@ from router_data import (
     LabelledQuestion,
     Outcome,
     expand_paths,
-    near_copy_groups,
-    prompt_key,
+    near_duplicate_groups,
+    normalise_prompt,
     read_rows,
 )
 
@@ -47,7 +47,7 @@ class EvaluationSet:
     strong: np.ndarray | None = None
     human_preference: np.ndarray | None = None
     scores: dict[str, np.ndarray] = field(default_factory=dict)
-    near_copies: np.ndarray | None = None
+    near_duplicates: np.ndarray | None = None
 
     @property
     def gain(self) -> np.ndarray:
@@ -99,7 +99,7 @@ def labelled_set(name: str, kind: str, rows: Sequence[LabelledPrompt]) -> Evalua
         name,
         kind,
         [row.prompt for row in rows],
-        {"the label says that the superior model is needed": np.array([row.target for row in rows], dtype=float)},
+        {"the label says that the superior model is needed": np.array([row.soft_label for row in rows], dtype=float)},
         [str(getattr(row, "category", None) or row.source or "none") for row in rows],
         [language_of(row) for row in rows],
     )
@@ -152,14 +152,14 @@ def training_rows(args: argparse.Namespace, model_save_dir: Path, run: dict) -> 
     missing = [path for path in files if not Path(path).exists()] if not args.train_files else []
     if missing or not files:
         why = f"{', '.join(missing)} is missing" if missing else "the checkpoint names no training files"
-        return [], [f"{why}: no trained baselines, and no look for near copies; name the files with --train_files"]
+        return [], [f"{why}: no trained baselines, and no look for near duplicates; name the files with --train_files"]
     rows, _ = read_training_rows(files, run.get("arguments", {}).get("outcome_target", "fail"))
     left_out = set()
     for name in ("predictions.jsonl", "validation_predictions.jsonl"):
         if (model_save_dir / name).exists():
             lines = (model_save_dir / name).read_text(encoding="utf-8").splitlines()
-            left_out |= {prompt_key(json.loads(line)["prompt"]) for line in lines if line.strip()}
-    return [row for row in rows if prompt_key(row.prompt) not in left_out], []
+            left_out |= {normalise_prompt(json.loads(line)["prompt"]) for line in lines if line.strip()}
+    return [row for row in rows if normalise_prompt(row.prompt) not in left_out], []
 
 
 def probe_set() -> EvaluationSet:
@@ -175,11 +175,11 @@ def read_probes(name: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def mark_near_copies(sets: list[EvaluationSet], train: list[LabelledPrompt]) -> None:
-    """Fill each set's `near_copies`: which prompts share a group of near copies with a training row."""
+def mark_near_duplicates(sets: list[EvaluationSet], train: list[LabelledPrompt]) -> None:
+    """Fill each set's `near_duplicates`: which prompts share a group of near duplicates with a training row."""
     prompts = [row.prompt for row in train] + [prompt for each in sets for prompt in each.prompts]
-    groups = np.array(near_copy_groups(prompts))
+    groups = np.array(near_duplicate_groups(prompts))
     copies = np.isin(groups[len(train) :], groups[: len(train)])
     ends = np.cumsum([len(each.prompts) for each in sets])
     for each, part in zip(sets, np.split(copies, ends[:-1]), strict=True):
-        each.near_copies = part
+        each.near_duplicates = part

@@ -57,10 +57,10 @@ def judge_set(each: EvaluationSet, threshold: float, prices: tuple[float, float]
         report["human_preference"] = compare_all(rank, each.scores, draws)
     everything = report.get("curve") or report["targets"][0]["metrics"]
     report["headline"] = {"metric": headline, "scorers": everything[headline]}
-    if each.near_copies is not None:
-        report["near_copies"] = int(each.near_copies.sum())
-        if 0 < report["near_copies"] < n:
-            report["without_near_copies"] = without_near_copies(each, headline)
+    if each.near_duplicates is not None:
+        report["near_duplicates"] = int(each.near_duplicates.sum())
+        if 0 < report["near_duplicates"] < n:
+            report["without_near_duplicates"] = without_near_duplicates(each, headline)
     y = (next(iter(each.targets.values())) >= 0.5).astype(float)
     report["by"] = {
         "category": buckets(each.categories, router, y, threshold),
@@ -121,9 +121,9 @@ def confusion(targets: np.ndarray, router: np.ndarray, threshold: float) -> dict
     }
 
 
-def without_near_copies(each: EvaluationSet, headline: str) -> dict:
-    """The router's headline figure on the prompts that have no near copy in the training rows."""
-    keep = ~each.near_copies
+def without_near_duplicates(each: EvaluationSet, headline: str) -> dict:
+    """The router's headline figure on the prompts that have no near duplicate in the training rows."""
+    keep = ~each.near_duplicates
     target = next(iter(each.targets.values()))[keep]
     metric = apgr(each.gain[keep]) if headline == "APGR" else label_figures(target, 0.5)["AUROC"]
     return {
@@ -182,8 +182,8 @@ def judge_probes(probes: EvaluationSet) -> dict:
     """Ordered pairs and ladders, by the router and every baseline, from the scores of `probe_set`."""
     pairs, steps = read_probes("ordered_pairs.jsonl"), read_probes("ladders.jsonl")
     n, scores, report = len(pairs), probes.scores, {}
-    if probes.near_copies is not None:
-        report["near_copies"] = int(probes.near_copies.sum())
+    if probes.near_duplicates is not None:
+        report["near_duplicates"] = int(probes.near_duplicates.sum())
     if pairs:
         easier = {name: values[:n] for name, values in scores.items()}
         harder = {name: values[n : 2 * n] for name, values in scores.items()}

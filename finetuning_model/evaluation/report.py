@@ -41,8 +41,8 @@ def summary(evaluation: dict) -> str:
     """A paragraph for each set, and all warnings."""
     lines = [f"warning: {remark}" for remark in evaluation["remarks"]]
     for each in evaluation["sets"]:
-        if each.get("near_copies"):
-            lines.append(f"warning: {_near_copies(each)}")
+        if each.get("near_duplicates"):
+            lines.append(f"warning: {_near_duplicates(each)}")
         metric, router, best, verdict = _headline(each)
         beside = f", best baseline {best[0]} {show(best[1]['figure'])}" if best else ""
         lines.append(f"{each['name']} ({each['rows']:,} prompts): {metric} {show(router)}{beside}: {verdict}")
@@ -112,19 +112,19 @@ def _verdicts(evaluation: dict) -> str:
     return table(header, rows)
 
 
-def _near_copies(each: dict) -> str:
-    text = f"{each['near_copies']:,} of the {each['rows']:,} prompts of {each['name']} are near copies of training rows"
-    apart = each.get("without_near_copies")
+def _near_duplicates(each: dict) -> str:
+    text = f"{each['near_duplicates']:,} of the {each['rows']:,} prompts of {each['name']} are near duplicates of training rows"
+    apart = each.get("without_near_duplicates")
     metric = each["headline"]["metric"]
     return f"{text}; without them {metric} is {show(apart[metric])} on {apart['rows']:,} prompts" if apart else text
 
 
 def _set(each: dict, evaluation: dict) -> str:
     parts = [f"## {each['name']}", f"{each['rows']:,} prompts, {each['kind']}."]
-    if each.get("near_copies"):
-        parts.append(f"**Warning:** {_near_copies(each)}.")
-    elif each.get("near_copies") == 0:
-        parts.append("No prompt is a near copy of a training row.")
+    if each.get("near_duplicates"):
+        parts.append(f"**Warning:** {_near_duplicates(each)}.")
+    elif each.get("near_duplicates") == 0:
+        parts.append("No prompt is a near duplicate of a training row.")
     if "curve" in each:
         parts += [
             "### Cost and quality (measured on outcomes)",
@@ -229,8 +229,8 @@ def _probes(probes: dict) -> str:
         return ""
     parts = ["## Probes: does the score follow the difficulty?"]
     parts.append("Prompts of our own in `finetuning_model/probes/`, written to differ in difficulty and little else.")
-    if probes.get("near_copies"):
-        parts.append(f"**Warning:** {probes['near_copies']} of these prompts are near copies of training rows.")
+    if probes.get("near_duplicates"):
+        parts.append(f"**Warning:** {probes['near_duplicates']} of these prompts are near duplicates of training rows.")
     for name, unit, first, last in (
         ("ordered_pairs", "pairs", "easier_below_half", "harder_above_half"),
         ("ladders", "ladders", "lowest_below_half", "highest_above_half"),

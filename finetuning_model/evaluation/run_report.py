@@ -4,13 +4,15 @@ import argparse
 import hashlib
 import platform
 import subprocess
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetuning_model.evaluation import plots
+from finetuning_model.evaluation.baselines import Embed, baseline_scores
 from finetuning_model.evaluation.metrics import (
     Estimate,
     bootstrap_weights,
@@ -20,13 +22,69 @@ from finetuning_model.evaluation.metrics import (
     paired_difference,
     spearman,
 )
-from finetuning_model.labelled_rows import Split
-from router_data import LABELS, SUPERIOR, LabelledQuestion, write_rows
-from router_model import RouterSettings, calibrated
+from finetuning_model.evaluation.robustness import judge_frames
+from finetuning_model.evaluation.tradeoff import qualities, tradeoff_table
+from finetuning_model.frames import Frames
+from finetuning_model.labelled_rows import TrainingData
+from router_data import (
+    LABELS,
+    PROJECT_ROOT,
+    SUPERIOR,
+    LabelledPrompt,
+    LabelledQuestion,
+    label_of,
+    now,
+    write_json,
+    write_rows,
+    write_text_atomically,
+)
+from router_model import (
+    CARD_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    RUN_FILE,
+    TRADEOFF_FILE,
+    VALIDATION_FILE,
+    Router,
+    calibrated,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from finetuning_model.training import Recipe, TrainedModel
+
 ROUTER = "this router"
 VERSIONS_OF = ("torch", "transformers", "accelerate", "scikit-learn", "numpy", "onnxruntime")
+CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+
+
+def judge_checkpoint(
+    router: Router, data: TrainingData, embed: Embed, judging_frames: Path, runs: "list[TrainedModel]"
+) -> dict:
+    """metrics.json: the router beside its baselines on the test part and on the questions, calibration, frames, seeds.
+
+    Args:
+        embed: the frozen encoder, for the baselines on embeddings.
+        judging_frames: a frames file that was not trained on.
+        runs: one a seed; the one with the lowest validation loss is the router.
+    """
+    threshold, n = router.settings.threshold, len(data.test.rows)
+    questions = [question.prompt for question in data.questions]
+    prompts = data.test.prompts + questions
+    baselines = baseline_scores(data.train.prompts, data.train.soft_labels, prompts, embed, runs[0].seed)
+    logits = router.logits(prompts)
+    scores = {ROUTER: calibrated(logits, router.settings.temperature), **baselines}
+    best = min(runs, key=lambda run: run.log["validation_loss"])
+    metrics = {
+        "test": judge({name: values[:n] for name, values in scores.items()}, data.test.labels, threshold),
+        "calibration": calibration(logits[:n], best.log["logit_bias"], data.test.labels, router.settings.temperature),
+        "frames": judge_frames(router.score, data.test.rows, Frames.read(judging_frames), threshold),
+    }
+    if questions:
+        on_questions = {name: values[n:] for name, values in scores.items()}
+        metrics["questions"] = judge_questions(data.questions, on_questions, threshold)
+    if len(runs) > 1:
+        metrics["seeds"] = [{"seed": run.seed, "validation_loss": run.log["validation_loss"]} for run in runs]
+    return metrics
 
 
 def judge(scores: dict[str, np.ndarray], targets: np.ndarray, threshold: float) -> dict:
@@ -74,12 +132,12 @@ def judge_questions(questions: list[LabelledQuestion], scores: dict[str, np.ndar
     return report
 
 
-def calibration(logits: np.ndarray, shift: float, labels: np.ndarray, temperature: float) -> dict:
-    """Expected calibration error on rows that chose neither temperature nor shift, before and after them.
+def calibration(logits: np.ndarray, logit_bias: float, labels: np.ndarray, temperature: float) -> dict:
+    """Expected calibration error on rows that chose neither temperature nor bias, before and after them.
 
     Args:
-        logits: with the shift, shape (n, 2).
-        shift: what calibration added to the superior logit.
+        logits: with the bias, shape (n, 2).
+        logit_bias: what calibration added to the superior logit.
         labels: 1 is superior, shape (n,).
         temperature: what the logits are divided by.
     """
@@ -87,15 +145,15 @@ def calibration(logits: np.ndarray, shift: float, labels: np.ndarray, temperatur
     metric = expected_calibration_error(labels)
     return {
         "temperature": temperature,
-        "shift": shift,
-        "expected_calibration_error_before": vars(estimate(metric, uncalibrated(logits, shift), draws)),
+        "logit_bias": logit_bias,
+        "expected_calibration_error_before": vars(estimate(metric, uncalibrated(logits, logit_bias), draws)),
         "expected_calibration_error_after": vars(estimate(metric, calibrated(logits, temperature), draws)),
     }
 
 
-def uncalibrated(logits: np.ndarray, shift: float) -> np.ndarray:
+def uncalibrated(logits: np.ndarray, logit_bias: float) -> np.ndarray:
     """Superior probabilities, shape (n,), as the model gave them before it was calibrated."""
-    return calibrated(logits - [0.0, shift], 1.0)
+    return calibrated(logits - np.array([0.0, logit_bias]), 1.0)
 
 
 def markdown_table(report: dict) -> str:
@@ -108,26 +166,51 @@ def markdown_table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def write_predictions(path: Path, split: Split, scores: np.ndarray) -> None:
-    """One row a prompt: its label and grade, and what the router says of it."""
-    write_rows(
-        path,
-        [
-            {**row.model_dump(), "target": row.target, "superior_probability": float(score)}
-            for row, score in zip(split.rows, scores, strict=True)
-        ],
-    )
+def write_predictions(folder: Path, router: Router, data: TrainingData) -> None:
+    """The validation and the test rows with the router's answer, and what each threshold brings on the former."""
+    scores = router.score(data.validation.prompts)
+    write_rows(folder / VALIDATION_FILE, with_router_answer(data.validation.rows, scores, router.settings.threshold))
+    inferior, superior, source = qualities(data.validation.rows)
+    table = tradeoff_table(scores, inferior, superior, f"{len(scores):,} validation prompts, quality {source}")
+    write_json(folder / TRADEOFF_FILE, table.model_dump())
+    scores = router.score(data.test.prompts)
+    write_rows(folder / PREDICTIONS_FILE, with_router_answer(data.test.rows, scores, router.settings.threshold))
 
 
-def draw_plots(folder: Path, test: Split, logits: np.ndarray, settings: RouterSettings, log: dict) -> None:
+def with_router_answer(rows: list[LabelledPrompt], scores: np.ndarray, threshold: float) -> list[dict]:
+    """Labelled rows, untouched, each with `router_score`, `router_label` and `threshold`."""
+    return [
+        {
+            **row.model_dump(exclude_unset=True),
+            "router_score": float(score),
+            "router_label": label_of(score, threshold),
+            "threshold": threshold,
+        }
+        for row, score in zip(rows, scores, strict=True)
+    ]
+
+
+def write_evidence(
+    folder: Path, router: Router, data: TrainingData, record: dict, metrics: dict, runs: "list[TrainedModel]"
+) -> None:
+    """metrics.json, run.json, the plots and the model card."""
+    best = min(runs, key=lambda run: run.log["validation_loss"])
+    record["training"] = [run.log for run in runs]
+    draw_plots(folder, router, data, best.log)
+    write_json(folder / METRICS_FILE, metrics)
+    write_json(folder / RUN_FILE, record)
+    write_model_card(folder, router, record, metrics)
+
+
+def draw_plots(folder: Path, router: Router, data: TrainingData, log: dict) -> None:
     """Plots of the test part and of the training, as PNG."""
-    from finetuning_model.evaluation import plots
-
-    scores = calibrated(logits, settings.temperature)
-    labels = test.labels
-    plots.reliability(folder / "reliability.png", test.labels, uncalibrated(logits, log["shift"]), scores, "test rows")
-    groups = {label: labels == i for i, label in enumerate(LABELS)}
-    plots.score_histogram(folder / "scores.png", scores, groups, settings.threshold, "test rows")
+    test, threshold = data.test, router.settings.threshold
+    logits = router.logits(test.prompts)
+    scores = calibrated(logits, router.settings.temperature)
+    before = uncalibrated(logits, log["logit_bias"])
+    plots.reliability(folder / "reliability.png", test.labels, before, scores, "test rows")
+    groups = {label: test.labels == i for i, label in enumerate(LABELS)}
+    plots.score_histogram(folder / "scores.png", scores, groups, threshold, "test rows")
     evaluated = [entry for entry in log["history"] if "eval_loss" in entry]
     trained = [entry for entry in log["history"] if "loss" in entry]
     plots.training_curve(
@@ -139,51 +222,93 @@ def draw_plots(folder: Path, test: Split, logits: np.ndarray, settings: RouterSe
     )
     categories = [getattr(row, "category", None) or "none" for row in test.rows]
     if len(set(categories)) > 1:
-        plots.accuracy_by_category(
-            folder / "accuracy_by_category.png", categories, (scores >= settings.threshold) == (labels > 0), labels
-        )
+        correct = (scores >= threshold) == (test.labels > 0)
+        plots.accuracy_by_category(folder / "accuracy_by_category.png", categories, correct, test.labels)
 
 
-def run_record(args: argparse.Namespace, data: dict) -> dict:
-    """What it takes to make this run again: arguments, code, data, versions."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+def run_record(args: argparse.Namespace, recipe: "Recipe", data: TrainingData) -> dict:
+    """run.json, what it takes to make this run again: the recipe, the flags, code, data and versions."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
     return {
-        "arguments": vars(args),
-        "git_commit": commit or None,
-        "train_files": data["files"],
-        "data_sha256": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in data["files"]},
-        "rows": {key: value for key, value in data.items() if key != "files"},
+        "recipe": recipe.as_record(),
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "git_commit": commit.stdout.strip() or None,
+        "train_files": data.files,
+        "data_sha256": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in data.files},
+        "rows": data.counts,
+        "rehearsal": args.limit is not None or args.max_steps > 0,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}},
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started_at": now(),
     }
 
 
-def write_model_card(folder: Path, record: dict, metrics: dict, settings: RouterSettings) -> None:
-    """README.md, filled from what was measured."""
+def summary(metrics: dict) -> str:
+    """The figures that are printed at the end."""
+    lines = [markdown_table(metrics["test"])]
+    frames = metrics["frames"]
+    lines.append(
+        f"in {frames['frames']} frames that were not trained on: {frames['kept']:.1%} of the decisions are those on "
+        f"the bare request (worst frame {frames['worst']['kept']:.1%})"
+    )
+    rho = metrics.get("questions", {}).get("spearman_with_human_preference", {}).get(ROUTER)
+    if rho:  # there is none where every question scores alike
+        rows = metrics["questions"]["rows"]
+        lines.append(f"on {rows} MT-Bench questions: Spearman with the human preference {Estimate(**rho)}")
+    return "\n".join(lines)
+
+
+def write_model_card(folder: Path, router: Router, record: dict, metrics: dict) -> None:
+    """README.md with the hub's front matter, filled from what was measured."""
+    settings, rows, scaling = router.settings, record["rows"], metrics["calibration"]
+    name = folder.name.removesuffix(".unfinished")
+    seeds = metrics.get("seeds")
     questions = metrics.get("questions")
-    scaling = metrics["calibration"]
-    spread = metrics.get("seeds")
-    about_seeds = f"Of {len(spread)} seeds the one with the lowest validation loss was kept." if spread else ""
-    template = Template((Path(__file__).parent / "model_card_template.md").read_text(encoding="utf-8"))
-    card = template.substitute(
-        name=folder.name.removesuffix(".unfinished"),
+    card = Template(CARD_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=name,
         base=settings.base_model,
         files=", ".join(f"`{path}`" for path in record["train_files"]),
-        train_rows=record["rows"]["train"],
-        validation_rows=record["rows"]["validation"],
-        test_rows=record["rows"]["test"],
+        train_rows=f"{rows['train']:,}",
+        validation_rows=f"{rows['validation']:,}",
+        test_rows=f"{rows['test']:,}",
+        seeds=f" Of {len(seeds)} seeds the one with the lowest validation loss was kept." if seeds else "",
         max_length=settings.max_length,
         temperature=f"{settings.temperature:.3f}",
-        shift=f"{scaling['shift']:+.3f}",
+        logit_bias=f"{scaling['logit_bias']:+.3f}",
         threshold=settings.threshold,
         thresholds="\n".join(f"| {key} | {value:.3f} |" for key, value in settings.thresholds.items()),
         test_table=markdown_table(metrics["test"]),
-        question_table=markdown_table(questions) if questions else "Not judged on them: there was no questions file.",
-        question_rows=questions["rows"] if questions else 0,
+        frames_table=frames_table(metrics["frames"]),
+        questions=questions_section(questions) if questions else "",
         ece_before=Estimate(**scaling["expected_calibration_error_before"]),
         ece_after=Estimate(**scaling["expected_calibration_error_after"]),
-        seeds=about_seeds,
-        command=f"python3 inference/run_gradio_model.py --model_save_dir {folder.with_suffix('')} "
-        f"--hf_model_name {settings.base_model}",
+        command="python3 inference/run_gradio_model.py "
+        f"--model_save_dir {folder.parent / name} --hf_model_name {settings.base_model}",
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text_atomically(folder / CARD_FILE, card)
+
+
+def questions_section(report: dict) -> str:
+    """The model card's section on the MT-Bench questions."""
+    return f"""
+## On the labelled MT-Bench questions
+
+{report["rows"]} questions that were neither trained on nor shown to the labeller. A question's label follows the human
+votes; ties in which every model failed alike count towards the inferior side too.
+
+{markdown_table(report)}
+"""
+
+
+def frames_table(report: dict) -> str:
+    """The frames that move the router most, as a Markdown table, after the mean over all."""
+    lines = ["| frame | decisions kept | sent to the superior model | AUROC |", "|---|---:|---:|---:|"]
+    lines.append(f"| the bare request | | {report['bare']['superior_share']:.1%} | {report['bare']['auroc']:.3f} |")
+    lines.append(
+        f"| mean of {report['frames']} frames | {report['kept']:.1%} | {report['superior_share']:.1%} "
+        f"| {report['auroc']:.3f} |"
+    )
+    for frame in sorted(report["by_frame"], key=lambda frame: frame["kept"])[:5]:
+        lines.append(
+            f"| `{frame['frame']}` | {frame['kept']:.1%} | {frame['superior_share']:.1%} | {frame['auroc']:.3f} |"
+        )
+    return "\n".join(lines)

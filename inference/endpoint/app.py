@@ -232,7 +232,7 @@ class ChatCompletions:
             loop = asyncio.get_running_loop()
             record.decision = await loop.run_in_executor(self.pool, self._decide, messages, threshold)
         record.decision_seconds = time.perf_counter() - started
-        return self.sides["superior" if record.decision.label == SUPERIOR else "inferior"]
+        return self.sides["superior" if record.decision.router_label == SUPERIOR else "inferior"]
 
     def _decide(self, messages: list[dict], threshold: float) -> Decision:
         return self.router.decide([messages], threshold)[0]

@@ -64,7 +64,7 @@ class Record:
         side = self.answer.side if self.answer else self.side
         told = {"model": side.name, "upstream-model": side.model}
         if self.decision:
-            told["probability"] = f"{self.decision.superior_probability:.6f}"
+            told["probability"] = f"{self.decision.router_score:.6f}"
             told["threshold"] = f"{self.decision.threshold:g}"
             told["truncated"] = str(self.decision.truncated).lower()
         if self.fallback:
@@ -77,7 +77,7 @@ class Record:
         if self.answer:
             parts |= {"answered_by": self.answer.side.name, "upstream_model": self.answer.side.model}
         if self.decision:
-            parts["probability"] = f"{self.decision.superior_probability:.4f}"
+            parts["probability"] = f"{self.decision.router_score:.4f}"
             parts["threshold"] = f"{self.decision.threshold:g}"
             parts["truncated"] = str(self.decision.truncated).lower()
             parts["decision_ms"] = f"{1000 * self.decision_seconds:.1f}"
@@ -97,7 +97,7 @@ class Record:
             "time": self.at.isoformat(timespec="milliseconds"),
             "model": self.asked,
             "routed_to": self.side.name,
-            "router_score": decision and round(decision.superior_probability, 6),
+            "router_score": decision and round(decision.router_score, 6),
             "threshold": decision and decision.threshold,
             "router": router,
             "truncated": bool(decision and decision.truncated),
@@ -163,7 +163,7 @@ class Metrics:
         if record.side:
             self.decisions.labels(record.asked, record.side.name, record.side.model).inc()
         if record.decision:
-            self.score.observe(record.decision.superior_probability)
+            self.score.observe(record.decision.router_score)
             self.decision_time.observe(record.decision_seconds)
         if record.answer:
             self.first_byte.labels(record.answer.side.name).observe(record.answer.seconds)

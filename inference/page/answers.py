@@ -23,7 +23,7 @@ from router_data import (
     LabelledPrompt,
     encode_row,
     label_of,
-    prompt_key,
+    normalise_prompt,
     read_rows,
     write_rows,
 )
@@ -131,8 +131,8 @@ class Page:
         self.labelled = LabelledPrompts.of_checkpoint(router.model_save_dir)
         self.validation = Validation.read(router.model_save_dir / VALIDATION_FILE)
         self._writing = threading.Lock()
-        unknown = getattr(router.encode.tokenizer.model, "unk_token", None)
-        self._unknown_id = router.encode.tokenizer.token_to_id(unknown) if unknown else None
+        unknown = getattr(router.encoder.tokenizer.model, "unk_token", None)
+        self._unknown_id = router.encoder.tokenizer.token_to_id(unknown) if unknown else None
 
     @property
     def takes_feedback(self) -> bool:
@@ -159,7 +159,7 @@ class Page:
     def card(self, prompt: str, decision: Decision | None, threshold: float, prices: Prices) -> str:
         if decision is None:
             return html_parts.empty_card()
-        label = label_of(decision.superior_probability, threshold)
+        label = label_of(decision.router_score, threshold)
         shown = replace(decision, label=label, threshold=threshold)
         cost, most = prices.per_thousand(label == SUPERIOR), prices.per_thousand(1)
         money = f"A thousand such prompts: {dollars(cost)}"
@@ -174,7 +174,7 @@ class Page:
                 f"This prompt has {decision.characters_received:,} characters and was cut: only its beginning and its "
                 f"end, {decision.tokens_scored} tokens together, were scored."
             )
-        ids = self.router.encode([prompt])[0].ids[1:-1]
+        ids = self.router.encoder.encode([prompt])[0].ids[1:-1]
         if ids and ids.count(self._unknown_id) > len(ids) / 2:
             notes.append(
                 "Most of this text is unknown to the model (emoji, or an unread script), so the score says little."
@@ -266,7 +266,7 @@ class Page:
 
         A prompt has one row: a second opinion takes the first one's place, since stage 3 stops at contradictions.
         """
-        routed = label_of(decision.superior_probability, threshold)
+        routed = label_of(decision.router_score, threshold)
         label = routed if right else ({INFERIOR, SUPERIOR} - {routed}).pop()
         row = LabelledPrompt(
             prompt=prompt,
@@ -277,7 +277,7 @@ class Page:
         )
         with self._writing:
             rows = list(read_rows(self.feedback_file)) if self.feedback_file.exists() else []
-            others = [old for old in rows if prompt_key(old.prompt) != prompt_key(prompt)]
+            others = [old for old in rows if normalise_prompt(old.prompt) != normalise_prompt(prompt)]
             if len(others) < len(rows):
                 write_rows(self.feedback_file, [*others, row])
             else:

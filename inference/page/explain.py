@@ -53,7 +53,7 @@ def word_effects(router: Router, prompt: str) -> list[Span]:
     Pieces are words, or runs of words where a long prompt has more than can be left out one by one. They come in
     order and include the white space; the unscored middle of a long prompt appears as one piece, " … ".
     """
-    text, ids, offsets = router.encode.with_offsets(prompt)
+    text, ids, offsets = router.encoder.with_offsets(prompt)
     words = _token_groups(text, offsets)
     most = int(np.clip(TOKENS_PER_EXPLANATION / max(len(ids), 1), 8, MOST_SPANS))
     parts = np.array_split(range(len(words)), max(min(most, len(words)), 1))

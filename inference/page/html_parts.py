@@ -44,15 +44,15 @@ def header(checkpoint: str, details: str) -> str:
 
 
 def decision_card(decision: Decision, money: str, notes: Sequence[str]) -> str:
-    p = decision.superior_probability
-    name = NAMES[decision.label]
-    verdict = "The inferior model will do" if decision.label == INFERIOR else "This needs the superior model"
+    p = decision.router_score
+    name = NAMES[decision.router_label]
+    verdict = "The inferior model will do" if decision.router_label == INFERIOR else "This needs the superior model"
     probabilities = "".join(
         f'<div class="{NAMES[label]}" data-label="{label}"><dt>{label}</dt><dd>{value:.3f}</dd></div>'
         for label, value in ((INFERIOR, 1 - p), (SUPERIOR, p))
     )
     return (
-        f'<section class="card {name}" data-decision="{decision.label}"><h2>{verdict}</h2>'
+        f'<section class="card {name}" data-decision="{decision.router_label}"><h2>{verdict}</h2>'
         f'<div class="bar" role="img" aria-label="Superior probability {p:.3f}, threshold {decision.threshold:.3f}">'
         f'<div class="fill" style="width:{p:.2%}"></div>'
         f'<div class="mark" style="left:{decision.threshold:.2%}"></div></div>'

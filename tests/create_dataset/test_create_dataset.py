@@ -22,7 +22,7 @@ from openai_server import INFERIOR_ANSWER, SUPERIOR_ANSWER, Answer, OpenAIServer
 from create_dataset import label_outcomes, label_prompts, output_file, pricing, prompt_sources
 from create_dataset import label_request as labeller
 from create_dataset import openai_client as endpoint
-from router_data import InputError, LabelledPrompt, Outcome, label_of, prompt_id, prompt_key, read_rows
+from router_data import InputError, LabelledPrompt, Outcome, label_of, short_sha256, normalise_prompt, read_rows
 
 SHARED_DATA = Path(os.environ.get("ROUTER_SHARED_DATA", "no-shared-data"))
 SCRIPT = ROOT / "create_dataset" / "label_prompts.py"
@@ -117,7 +117,7 @@ def test_filters_count_every_reason():
         data,
         languages=frozenset({"english"}),
         max_characters=50,
-        excluded_keys=frozenset({prompt_key("what is the Benchmark's question?")}),
+        excluded_keys=frozenset({normalise_prompt("what is the Benchmark's question?")}),
     )
     assert [(p.text, p.source_id) for p in drawn] == [("Keep me", "first")]
     assert dict(filters.dropped) == {
@@ -141,11 +141,11 @@ def test_a_draw_is_by_seed_not_by_order_and_a_larger_one_contains_it():
     assert 1800 < sum(int(t.split()[1]) for t in texts(data, limit=1000)) / 1000 < 3200, "not spread over the file"
 
 
-def test_near_copies_are_drawn_once():
+def test_near_duplicates_are_drawn_once():
     story = "Please write a long and winding story about a dragon who could not sleep at night because of the moon"
     data = [{"prompt": story + end} for end in (".", "!", " ?")] + [{"prompt": "What is the capital of France?"}]
     drawn, _ = drawn_from(data, near=True)
-    assert len(drawn) == 2 and drawn.near_copies == 2
+    assert len(drawn) == 2 and drawn.near_duplicates == 2
     assert len(drawn_from(data)[0]) == 4
 
 
@@ -212,7 +212,7 @@ def test_the_lmsys_shape():
     )
     assert filters.rows == 1333
     assert filters.dropped["redacted"] == 8 and filters.dropped["flagged by moderation"] == 10
-    assert len(drawn) == 1333 - filters.dropped.total() == len({prompt_key(p.text) for p in drawn})
+    assert len(drawn) == 1333 - filters.dropped.total() == len({normalise_prompt(p.text) for p in drawn})
 
 
 # --- labelling, as it should go ---
@@ -226,7 +226,7 @@ def test_rows_keep_the_contract(serve):
     for row in read_rows("out.jsonl", LabelledPrompt):
         assert row.label == ("ROUTE_TO_SUPERIOR" if row.prompt.endswith("3") else "ROUTE_TO_INFERIOR")
         assert (row.source, row.source_id) == ("prompts.jsonl", "p" + row.prompt.split()[-1])
-        assert row.labelled_by == "openai_m" and row.labelling_prompt == prompt_id(LABELLING_PROMPT)
+        assert row.labelled_by == "openai_m" and row.labelling_prompt == short_sha256(LABELLING_PROMPT)
         assert row.labelled_at.endswith("+00:00")
     body = server.bodies[0]
     assert body["messages"][0] == {"role": "system", "content": LABELLING_PROMPT}
@@ -670,7 +670,7 @@ def logprobs(*tokens: tuple[str, dict[str, float]]) -> dict:
     ],
 )  # fmt: skip
 def test_the_mass_of_the_two_labels(tokens, mass):
-    found = labeller.superior_mass(endpoint.Choice("", logprobs=logprobs(*tokens)["content"]))
+    found = labeller.probability_from_logprobs(endpoint.Choice("", logprobs=logprobs(*tokens)["content"]))
     assert found == (None if mass is None else pytest.approx(mass, rel=1e-6))
 
 
@@ -1086,5 +1086,5 @@ def test_a_real_model_killed_and_resumed(local_model, monkeypatch):
             break
     assert each_once(prompts) and rows()[: len(before)] == before
     for row in read_rows("out.jsonl", LabelledPrompt):
-        assert row.label == label_of(row.target)
+        assert row.label == label_of(row.soft_label)
     assert sum(row.superior_probability is not None for row in read_rows("out.jsonl")) > len(prompts) / 2

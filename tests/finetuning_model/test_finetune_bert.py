@@ -14,7 +14,7 @@ from conftest import EASY, FILLER, HARD, ROOT, random_bert, save_checkpoint, tin
 from finetuning_model import finetune_bert
 from finetuning_model.labelled_rows import read_questions, read_training_rows, split_rows
 from finetuning_model.training import LengthWindows, newest_trainer_state
-from router_data import INFERIOR, LABELS, SUPERIOR, InputError, LabelledPrompt, label_of, prompt_key, write_rows
+from router_data import INFERIOR, LABELS, SUPERIOR, InputError, LabelledPrompt, label_of, normalise_prompt, write_rows
 from router_model import Router
 
 
@@ -148,9 +148,9 @@ def test_auxiliary_rows_are_trained_on_and_never_near_a_judged_prompt(run):
     saved, _, printed = run
     judged = set()
     for name in ("predictions.jsonl", "validation_predictions.jsonl"):
-        judged |= {prompt_key(json.loads(line)["prompt"]) for line in (saved / name).open()}
+        judged |= {normalise_prompt(json.loads(line)["prompt"]) for line in (saved / name).open()}
     auxiliary = [json.loads(line)["prompt"] for line in (saved.parents[1] / "auxiliary.jsonl").open()]
-    left_out = sum(prompt_key(prompt) in judged for prompt in auxiliary)
+    left_out = sum(normalise_prompt(prompt) in judged for prompt in auxiliary)
     counts = json.loads((saved / "run.json").read_text())["rows"]
     assert left_out > 0 and counts["auxiliary"] == len(auxiliary) - left_out
     assert counts["train"] + counts["validation"] + counts["test"] == 240 + counts["auxiliary"]
@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
     assert finished == unfinished.with_name(unfinished.name.removesuffix(".unfinished")) and not unfinished.exists()
 
 
-def test_near_copies_never_straddle_the_parts():
+def test_near_duplicates_never_straddle_the_parts():
     rows = []
     for i, row in enumerate(made_up_rows(120)):
         base_row = LabelledPrompt(**{**row, "prompt": row["prompt"] + f" some more words to be long enough {i}"})
@@ -227,7 +227,7 @@ def test_near_copies_never_straddle_the_parts():
     where = {}
     for number, part in enumerate(parts):
         for row in part.rows:
-            assert where.setdefault(prompt_key(row.prompt).rstrip("!"), number) == number
+            assert where.setdefault(normalise_prompt(row.prompt).rstrip("!"), number) == number
     assert sum(len(part.rows) for part in parts) == len(rows)
     assert [len(part.rows) for part in split_rows(rows, seed=3)] == [len(part.rows) for part in parts]
 
@@ -252,7 +252,7 @@ def test_outcome_rows_become_grades(tmp_path):
     write_rows(tmp_path / "o.jsonl", outcomes)
     for target, grades in (("gain", [1.0, 0.0, 0.5]), ("fail", [1.0, 0.0, 1.0])):
         rows, _ = read_training_rows([tmp_path / "o.jsonl"], target)
-        assert [row.target for row in rows] == pytest.approx(grades)
+        assert [row.soft_label for row in rows] == pytest.approx(grades)
         assert [row.label for row in rows] == [SUPERIOR, INFERIOR, SUPERIOR if target == "fail" else INFERIOR]
 
 

@@ -20,7 +20,7 @@ from sklearn import metrics as sk
 from finetuning_model import choose_threshold, evaluate_router, finetune_bert
 from finetuning_model.evaluation import baselines, plots, robustness
 from finetuning_model.evaluation import metrics as m
-from finetuning_model.evaluation.eval_sets import EvaluationSet, language_of, mark_near_copies
+from finetuning_model.evaluation.eval_sets import EvaluationSet, language_of, mark_near_duplicates
 from finetuning_model.evaluation.report import KNOWS_THE_TEST
 from router_data import INFERIOR, SUPERIOR, InputError, LabelledPrompt, label_of, run_script, write_rows
 from router_model import Router
@@ -433,7 +433,7 @@ def robustness_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def report(trained_checkpoint, tmp_path_factory):
-    """One whole evaluation: outcomes with two near copies of training rows, labelled rows, questions, prices."""
+    """One whole evaluation: outcomes with two near duplicates of training rows, labelled rows, questions, prices."""
     folder = tmp_path_factory.mktemp("evaluation")
     saved = folder / "models" / trained_checkpoint.name
     shutil.copytree(trained_checkpoint, saved)
@@ -514,15 +514,15 @@ def test_every_baseline_stands_beside_the_router_in_the_same_run(report):
     assert "prompt length" not in evaluation["sets"][0]["targets"][0]["metrics"]["Brier score"]
 
 
-def test_near_copies_of_training_rows_are_counted_and_left_out_for_comparison(report):
+def test_near_duplicates_of_training_rows_are_counted_and_left_out_for_comparison(report):
     _, evaluation, text, (prompts, weak, strong) = report
     mine, graded, _ = evaluation["sets"]
-    assert mine["near_copies"] == 2 and mine["without_near_copies"]["rows"] == 60
-    assert "2 of the 62 prompts of mine are near copies of training rows" in text
-    assert graded["near_copies"] == 0
+    assert mine["near_duplicates"] == 2 and mine["without_near_duplicates"]["rows"] == 60
+    assert "2 of the 62 prompts of mine are near duplicates of training rows" in text
+    assert graded["near_duplicates"] == 0
     each = EvaluationSet("x", "", ["the door is a door"], {}, [], [])
-    mark_near_copies([each], [LabelledPrompt(prompt="fish and bread with the apple", label=INFERIOR)])
-    assert not each.near_copies.any()
+    mark_near_duplicates([each], [LabelledPrompt(prompt="fish and bread with the apple", label=INFERIOR)])
+    assert not each.near_duplicates.any()
 
 
 def test_labelled_rows_and_questions_are_judged_on_their_grades(report):
