@@ -32,12 +32,12 @@ from router_model import (
     OnnxModel,
     OnnxRecord,
     Router,
+    RouterSettings,
     fingerprint,
     newest_checkpoint,
     onnx_fault,
     read_config,
-    RouterSettings.load,
-    weights_of,
+    weight_files,
 )
 
 MAX_MEAN_CHANGE = 0.01  # of the superior probability, int8 against fp32, over the validation rows
@@ -100,7 +100,7 @@ def export_onnx(
 def best_file(folder: Path, scratch: Path, prompts: Sequence[str], labels: Sequence[int]) -> tuple[str, OnnxRecord]:
     """Export, quantise, compare; move the file chosen into the folder."""
     reference = Router.load(folder, backend="torch")
-    rows = [row.ids for row in reference.encode(prompts)]
+    rows = [row.ids for row in reference.encoder.encode(prompts)]
     if not rows:
         raise InputError("no validation rows to compare the scores on")
 
@@ -108,7 +108,7 @@ def best_file(folder: Path, scratch: Path, prompts: Sequence[str], labels: Seque
     write_fp32(folder, plain)
 
     def scores_of(path: Path, of: list[list[int]]) -> np.ndarray:
-        return Router(folder, reference.settings, reference.encode, OnnxModel(path), "onnx").score_ids(of)
+        return Router(reference.settings, reference.encoder, OnnxModel(path), "onnx").score_ids(of)
 
     by_length = sorted(rows, key=len)
     sample = [*by_length[:: max(1, len(rows) // ROWS_AGAINST_TORCH)], by_length[-1]]
@@ -138,7 +138,7 @@ def best_file(folder: Path, scratch: Path, prompts: Sequence[str], labels: Seque
         )
     record.export_error = error
     record.tried = tried
-    record.weights = fingerprint(weights_of(folder))
+    record.weights = fingerprint(weight_files(folder))
     record.file = fingerprint([path])
     name = "model.onnx" if record.scheme == "fp32" else "model_int8.onnx"
     os.replace(path, folder / name)
@@ -152,7 +152,12 @@ def write_fp32(folder: Path, path: Path) -> None:
     from transformers.models.bert.modeling_bert import BertEmbeddings, BertForSequenceClassification, BertSelfAttention
 
     model = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation="eager",
+        dtype=torch.float32,
     ).eval()
     last = model.bert.encoder.layer[-1].attention if type(model) is BertForSequenceClassification else None
     for module in list(model.modules()):
@@ -380,9 +385,7 @@ def remember(folder: Path, onnx_file: str | None, record: OnnxRecord | None) -> 
         warnings.simplefilter("ignore")
         settings = RouterSettings.load(folder)
     settings.onnx_file, settings.onnx = onnx_file, record
-    partial = folder / "router.json.partial"
-    partial.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "router.json")
+    settings.save(folder)
     for name in {"model.onnx", "model_int8.onnx"} - {onnx_file}:
         (folder / name).unlink(missing_ok=True)
 

@@ -234,7 +234,7 @@ def calibrated_settings(recipe: "Recipe", run: "TrainedModel", data: TrainingDat
         base_model=recipe.base_name, max_length=recipe.max_length, temperature=run.log["temperature"]
     )
     scores = Router.from_model(run.model, tokenizer, settings).score(data.validation.prompts)
-    settings.thresholds = thresholds_for_checkpoint(scores, data.validation.soft_labels)
+    settings.thresholds = thresholds_for_checkpoint(scores, data.validation.rows)
     return settings
 
 

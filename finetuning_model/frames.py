@@ -15,9 +15,8 @@ from string import Template
 
 from router_data import InputError
 
-FRAMES_DIR = Path(__file__).with_name("frames")
-TRAINING_FRAMES = FRAMES_DIR / "training.txt"
-JUDGING_FRAMES = FRAMES_DIR / "judging.txt"
+TRAINING_FRAMES = Path(__file__).with_name("training_frames.txt")
+JUDGING_FRAMES = Path(__file__).parent / "probes" / "judging_frames.txt"
 
 SEPARATOR = re.compile(r"^====[ \t]*$\n?", re.MULTILINE)
 PART_NAME = re.compile(r"\[([a-z_]+)\]\n")

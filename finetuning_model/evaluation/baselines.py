@@ -12,7 +12,7 @@ Embed = Callable[[Sequence[str]], np.ndarray]  # prompts -> unit vectors (n, hid
 
 def baseline_scores(
     train_prompts: Sequence[str],
-    train_targets: np.ndarray,
+    train_soft_labels: np.ndarray,
     test_prompts: Sequence[str],
     embed: Embed | None = None,
     seed: int = 0,
@@ -21,7 +21,7 @@ def baseline_scores(
 
     Args:
         train_prompts: the router's training rows; without any, only what needs no training is scored.
-        train_targets: their superior probabilities, shape (n,).
+        train_soft_labels: their superior probabilities, shape (n,).
         test_prompts: what to score.
         embed: the frozen encoder; without it the two baselines on embeddings are left out.
         seed: of the random router.
@@ -37,21 +37,21 @@ def baseline_scores(
         "prompt length": np.array([len(prompt) for prompt in test_prompts], dtype=float),
     }
     if len(train_prompts):
-        scores["majority"] = np.full(n, float(np.mean(train_targets >= 0.5) >= 0.5))
-        scores["TF-IDF + logistic regression"] = _tfidf(train_prompts, train_targets, test_prompts)
+        scores["majority"] = np.full(n, float(np.mean(train_soft_labels >= 0.5) >= 0.5))
+        scores["TF-IDF + logistic regression"] = _tfidf(train_prompts, train_soft_labels, test_prompts)
     if len(train_prompts) and embed is not None:
         train, test = embed(train_prompts), embed(test_prompts)
-        scores["embeddings + logistic regression"] = _logistic(train, train_targets, test)
-        scores["embeddings + nearest neighbours"] = _neighbours(train, train_targets, test)
+        scores["embeddings + logistic regression"] = _logistic(train, train_soft_labels, test)
+        scores["embeddings + nearest neighbours"] = _neighbours(train, train_soft_labels, test)
     return scores
 
 
-def category_mean(train_categories: Sequence, train_targets: np.ndarray, test_categories: Sequence) -> np.ndarray:
-    """Mean grade of the training rows of the same category, shape (len(test_categories),); of all where it has none."""
+def category_mean(train_categories: Sequence, train_soft_labels: np.ndarray, test_categories: Sequence) -> np.ndarray:
+    """Mean soft label of the training rows of the same category (of all where it has none), shape (len(test),)."""
     sums: dict[object, list[float]] = {}
-    for category, target in zip(train_categories, train_targets, strict=True):
+    for category, target in zip(train_categories, train_soft_labels, strict=True):
         sums.setdefault(category, []).append(target)
-    overall = float(np.mean(train_targets))
+    overall = float(np.mean(train_soft_labels))
     return np.array([np.mean(sums[category]) if category in sums else overall for category in test_categories])
 
 
@@ -76,7 +76,7 @@ def _tfidf(train_prompts: Sequence[str], targets: np.ndarray, test_prompts: Sequ
 
 
 def _logistic(train, targets: np.ndarray, test) -> np.ndarray:
-    """Logistic regression on soft targets: each row counts once as superior and once as inferior, by its grade."""
+    """Logistic regression on soft targets: each row counts once as superior and once as inferior, by its soft label."""
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
@@ -88,26 +88,26 @@ def _logistic(train, targets: np.ndarray, test) -> np.ndarray:
     )
 
 
-def drawn_to_neighbours(targets: np.ndarray, vectors: np.ndarray, weight: float) -> np.ndarray:
-    """Grades, each drawn by `weight` (0..1) to what its nearest neighbours were graded: one judgement errs, many less.
+def knn_smooth_targets(soft_labels: np.ndarray, vectors: np.ndarray, weight: float) -> np.ndarray:
+    """Soft labels, each drawn by `weight` (0..1) to those of its nearest neighbours: one judgement errs, many less.
 
     Args:
-        targets: superior probabilities, shape (n,).
+        soft_labels: superior probabilities, shape (n,).
         vectors: unit embeddings of their prompts, shape (n, hidden size).
-        weight: 0 leaves the grades as they are.
+        weight: 0 leaves the soft labels as they are.
 
     Returns:
-        Shape (n,), within 0.02..0.98: (1 - weight) grade + weight (a + b m), where m is the mean grade of the nearest
-        other rows, and a and b are what predicts the grades best from it. Where neighbours say nothing b is near 0.
+        Shape (n,), within 0.02..0.98: (1 - weight) label + weight (a + b m), where m is the mean label of the nearest
+        other rows, and a and b are what predicts the labels best from it. Where neighbours say nothing b is near 0.
     """
-    means = _neighbours(vectors, targets, vectors, leave_out_itself=True)
-    slope = np.cov(means, targets)[0, 1] / max(np.var(means, ddof=1), 1e-9)
-    predicted = np.clip(targets.mean() + slope * (means - means.mean()), 0.02, 0.98)
-    return (1 - weight) * targets + weight * predicted
+    means = _neighbours(vectors, soft_labels, vectors, leave_out_itself=True)
+    slope = np.cov(means, soft_labels)[0, 1] / max(np.var(means, ddof=1), 1e-9)
+    predicted = np.clip(soft_labels.mean() + slope * (means - means.mean()), 0.02, 0.98)
+    return (1 - weight) * soft_labels + weight * predicted
 
 
 def _neighbours(train: np.ndarray, targets: np.ndarray, test: np.ndarray, leave_out_itself: bool = False) -> np.ndarray:
-    """Mean grade of the nearest training prompts by cosine, weighted by it; `leave_out_itself`: test is train."""
+    """Mean soft label of the nearest training prompts by cosine, weighted by it; `leave_out_itself`: test is train."""
     nearest = min(NEIGHBOURS, len(train) - leave_out_itself)
     scores = np.empty(len(test))
     for start in range(0, len(test), 1024):
@@ -120,39 +120,33 @@ def _neighbours(train: np.ndarray, targets: np.ndarray, test: np.ndarray, leave_
     return scores
 
 
-def frozen_encoder(model_dir: str, max_length: int = 256) -> Embed:
-    """Mean-pooled unit embeddings of an encoder that was not fine-tuned.
+def frozen_encoder(base: str, max_length: int = 256) -> Embed:
+    """Mean-pooled unit embeddings of an encoder that was not fine-tuned, in fp32.
 
     Args:
-        model_dir: a hub id or a local folder.
+        base: a hub id or a local folder.
         max_length: tokens at most; a longer prompt keeps its head and tail.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from finetuning_model.training import bf16_pays
-    from router_model import BATCH_TOKENS, PromptEncoder, batches_of_like_length
+    from router_model import PromptEncoder, run_in_batches
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(model_dir, dtype=torch.bfloat16 if bf16_pays() else torch.float32).eval()
-    max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
-    encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_dir).backend_tokenizer, max_length)
+    model = AutoModel.from_pretrained(base, dtype=torch.float32, trust_remote_code=False).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    max_length = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    encoder = PromptEncoder(tokenizer.backend_tokenizer, max_length)
+
+    def mean_pooled(ids, mask):
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
+        return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=1)
 
     @lru_cache(maxsize=1)  # the training prompts are asked for more than once
-    @torch.inference_mode()
     def embed(prompts: tuple[str, ...]) -> np.ndarray:
-        rows = [torch.tensor(row.ids) for row in encoder(prompts)]
-        vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
-        for batch in batches_of_like_length([len(row) for row in rows], BATCH_TOKENS):
-            ids = torch.nn.utils.rnn.pad_sequence([rows[i] for i in batch], batch_first=True).to(model.device)
-            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(rows[i]) for i in batch], batch_first=True)
-            mask = mask.to(model.device)
-            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
-            mean = hidden.sum(1) / mask.sum(1, keepdim=True)
-            vectors[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
-        return vectors
+        return run_in_batches(mean_pooled, [row.ids for row in encoder.encode(prompts)], tokenizer.pad_token_id or 0)
 
     return lambda prompts: embed(tuple(prompts))
