@@ -72,6 +72,7 @@ class OnnxRecord(BaseModel):
     max_change: float = Field(description="the largest")
     auroc_loss: float | None = Field(default=None, description="AUROC of fp32 minus its own; none with one class only")
     export_error: float | None = Field(default=None, description="largest |change|, fp32 ONNX against PyTorch")
+    not_rewritten: str | None = Field(default=None, description="why the graph is the plain, slower one")
     tried: list[dict] = Field(default=[], description="the same figures for each scheme tried")
     weights: str = Field(default="", description="fingerprint of the weights it was made from")
     file: str = Field(default="", description="fingerprint of the ONNX file")

@@ -385,6 +385,7 @@ class Collator:
     pad_id: int
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """As the Trainer asks for a batch."""
         ids, mask = pad_rows([row["input_ids"] for row in rows], self.pad_id)
         labels = torch.tensor([row["labels"] for row in rows], dtype=torch.float32)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": labels}
