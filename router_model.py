@@ -14,11 +14,13 @@ import json
 import os
 import re
 import threading
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -44,6 +46,7 @@ VALIDATION_FILE = "validation_predictions.jsonl"
 CARD_FILE = "README.md"
 
 CHARACTERS_PER_TOKEN = 12  # more than real text has, so text cut at this length never loses a token that is scored
+MAX_LETTERS = 2000  # characters whose script is looked at
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 MAX_CORES = 8  # for one prompt; further cores would mostly wait for one another
 SPIN_SECONDS = 0.0002  # how long the other cores' threads wait for the next operator before they sleep
@@ -91,6 +94,12 @@ class RouterSettings(BaseModel):
     temperature: float = Field(default=1.0, gt=0, description="the logits are divided by it (temperature scaling)")
     threshold: float = Field(default=0.5, ge=0, le=1, description="superior from this probability on")
     thresholds: dict[str, float] = Field(default={}, description="thresholds that meet named targets")
+    scripts: list[str] | None = Field(
+        default=None, description="scripts the encoder reads, by their Unicode names (default: told by its vocabulary)"
+    )
+    unfamiliar_route: Literal["superior", "inferior", "score"] = Field(
+        default="superior", description="where a prompt goes that the encoder cannot read; score: as its score says"
+    )
     onnx_file: str | None = Field(default=None, pattern=r"^[\w.-]+$", description="the ONNX file that CPUs use")
     onnx: OnnxRecord | None = Field(default=None, description="what that file is")
 
@@ -162,6 +171,7 @@ class Encoded:
     ids: list[int]
     truncated: bool
     characters_received: int
+    unfamiliar: bool
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,8 @@ class Decision:
         truncated: whether only the prompt's head and tail were scored.
         tokens_scored: tokens the model read, special tokens included.
         characters_received: length of the prompt, of all user turns together.
+        unfamiliar: whether the encoder cannot read the prompt (its script, or most of its tokens), so that its score
+            says little; router.json says where such a prompt goes.
     """
 
     router_label: str
@@ -183,6 +195,7 @@ class Decision:
     truncated: bool
     tokens_scored: int
     characters_received: int
+    unfamiliar: bool = False
 
 
 def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
@@ -239,13 +252,19 @@ class PromptEncoder:
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
         max_length: tokens at most.
+        scripts: the scripts it reads (default: told by its vocabulary).
     """
 
-    def __init__(self, tokenizer, max_length: int):
+    def __init__(
+        self, tokenizer: "tokenizers.Tokenizer", max_length: int, scripts: Sequence[str] | None = None
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._scripts = scripts
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._unknown_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
         self._empty = empty = tokenizer.encode("").ids
         full = tokenizer.encode("a").ids
         self._prefix = next((i for i, (a, b) in enumerate(zip(empty, full, strict=False)) if a != b), len(empty))
@@ -281,13 +300,46 @@ class PromptEncoder:
         room = max(0, self.max_length - len(last))
         last = _head_and_tail(last, self.max_length)
         ids = last[: self._prefix] + _head_and_tail(before, room) + last[self._prefix :]
-        return Encoded(ids, truncated, sum(map(len, pair)))
+        return Encoded(ids, truncated, sum(map(len, pair)), self._is_unfamiliar(pair, ids))
+
+    @cached_property
+    def scripts(self) -> frozenset[str]:
+        """The scripts the encoder reads, by the first word of their letters' Unicode names: LATIN, CJK, CYRILLIC, ..."""
+        return frozenset(readable_scripts(self.tokenizer) if self._scripts is None else self._scripts)
+
+    def _is_unfamiliar(self, pair: tuple[str, str], ids: list[int]) -> bool:
+        if self._unknown_id is not None and 2 * ids.count(self._unknown_id) > len(ids):
+            return True
+        if all(map(str.isascii, pair)):
+            return False
+        letters = [script_of(letter) for text in pair for letter in text[:MAX_LETTERS] if letter.isalpha()]
+        return 2 * sum(script in self.scripts for script in letters) < len(letters)
 
     def _clip_characters(self, text: str) -> str:
         half = CHARACTERS_PER_TOKEN * self.max_length
         if len(text) > 2 * half:
             text = f"{text[:half]} {text[-half:]}"
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers take no lone surrogates
+
+
+def readable_scripts(tokenizer: "tokenizers.Tokenizer") -> list[str]:
+    """The scripts with a real share in a tokenizer's vocabulary: 1,000 entries, or one in twenty of those with letters.
+
+    An English vocabulary holds some hundred single letters of other scripts, from which no word can be read.
+    """
+    entries: Counter[str] = Counter()
+    for token in range(tokenizer.get_vocab_size()):
+        scripts = {script_of(letter) for letter in tokenizer.decode([token]) if letter.isalpha()}
+        if len(scripts) == 1:
+            entries[scripts.pop()] += 1
+    enough = min(1000, entries.total() / 20)
+    return sorted(script for script, count in entries.items() if count >= enough)
+
+
+@lru_cache(maxsize=65536)
+def script_of(letter: str) -> str:
+    """The script of a letter: the first word of its Unicode name."""
+    return unicodedata.name(letter, "UNKNOWN").split()[0]
 
 
 def _split_last_turn(messages: Sequence[dict]) -> tuple[str, str]:
@@ -348,7 +400,7 @@ class Router:
                 f"{folder.name} was fine-tuned from {settings.base_model}, not {hf_model_name}; its own files are used",
                 stacklevel=2,
             )
-        encoder = PromptEncoder(load_tokenizer(folder, hf_model_name), settings.max_length)
+        encoder = PromptEncoder(load_tokenizer(folder, hf_model_name), settings.max_length, settings.scripts)
         if backend is None:
             backend = _backend_for(folder, settings)
         elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
@@ -369,32 +421,43 @@ class Router:
             tokenizer: its tokenizer, of transformers.
             settings: maximum length, temperature and threshold.
         """
-        encoder = PromptEncoder(tokenizer.backend_tokenizer, settings.max_length)
+        encoder = PromptEncoder(tokenizer.backend_tokenizer, settings.max_length, settings.scripts)
         return cls(settings, encoder, TorchModel(model, tokenizer.pad_token_id or 0), "torch")
 
     def score(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Calibrated probability that the superior model is needed, float64, shape (len(prompts),).
 
-        A prompt is a text or a conversation: a list of messages with role and content.
+        A prompt is a text or a conversation: a list of messages with role and content. A single text counts as one.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         return self.score_ids([row.ids for row in self.encoder.encode(prompts)])
 
     def decide(self, prompts: Sequence[Prompt], threshold: float | None = None) -> list[Decision]:
-        """Route each prompt: to the superior model where its score reaches the threshold (default: its own)."""
+        """Route each prompt: to the superior model where its score reaches the threshold (default: its own).
+
+        A single text counts as one prompt.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         threshold = self.settings.threshold if threshold is None else threshold
         encoded = self.encoder.encode(prompts)
         scores = self.score_ids([row.ids for row in encoded])
         return [
             Decision(
-                router_label=label_of(score, threshold),
+                router_label=self._route(score, threshold, row.unfamiliar),
                 router_score=float(score),
                 threshold=threshold,
                 truncated=row.truncated,
                 tokens_scored=len(row.ids),
                 characters_received=row.characters_received,
+                unfamiliar=row.unfamiliar,
             )
             for score, row in zip(scores, encoded, strict=True)
         ]
+
+    def _route(self, score: float, threshold: float, unfamiliar: bool) -> str:
+        if unfamiliar and self.settings.unfamiliar_route != "score":
+            return LABELS[self.settings.unfamiliar_route == "superior"]
+        return label_of(score, threshold)
 
     def logits(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """The model's logits before calibration, float32, shape (len(prompts), 2)."""
