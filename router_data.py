@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ INFERIOR = "ROUTE_TO_INFERIOR"
 SUPERIOR = "ROUTE_TO_SUPERIOR"
 LABELS = (INFERIOR, SUPERIOR)  # the position is the class index of every checkpoint
 TIER_NAMES = {INFERIOR: "inferior", SUPERIOR: "superior"}
+TIER_COLORS = {INFERIOR: "#0f766e", SUPERIOR: "#b45309"}  # teal and amber, on the page and in every plot
 
 DATASETS_DIR = Path("final-datasets")
 QUESTIONS_FILE = DATASETS_DIR / "mt_bench_questions_labelled.jsonl"
@@ -40,6 +42,7 @@ SAMPLE_FILE = DATASETS_DIR / "sample" / "router_dataset_sample.jsonl"
 EVEN_GAIN = 0.2  # gain at which the two routes are worth the same; see probability_from_gain
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "query", "input")
 CONVERSATION_COLUMNS = ("conversation", "conversations", "messages")
+SECONDS_BETWEEN_LINES = 5  # of progress, where stderr is no terminal
 
 
 class InputError(ValueError):
@@ -140,6 +143,7 @@ class RouterAnswer(BaseModel):
 
 
 Row = TypeVar("Row", bound=BaseModel)
+Item = TypeVar("Item")
 
 
 def label_of(superior_probability: float, threshold: float = 0.5) -> str:
@@ -559,6 +563,27 @@ def prices_from(args: argparse.Namespace) -> Prices | None:
     if min(args.price_superior, args.price_inferior) < 0 or args.tokens_per_prompt <= 0:
         raise InputError("prices must not be negative, and --tokens_per_prompt must be positive")
     return Prices(args.price_inferior, args.price_superior, args.tokens_per_prompt)
+
+
+def batches_with_progress(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
+    """Slices of `items`, while stderr says how far the work is: a bar on a terminal, else a line every few seconds.
+
+    Args:
+        size: items a slice.
+        what: the work, such as "scoring prompts".
+    """
+    from tqdm import tqdm
+
+    is_terminal = sys.stderr.isatty()
+    last_line = time.monotonic()
+    with tqdm(total=len(items), desc=what, disable=not is_terminal, leave=False) as bar:
+        for start in range(0, len(items), size):
+            yield items[start : start + size]
+            done = min(start + size, len(items))
+            bar.update(done - start)
+            if not is_terminal and done < len(items) and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                print(f"{what}: {done:,} of {len(items):,}", file=sys.stderr, flush=True)
 
 
 def run_script(main: Callable[[], object]) -> None:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,6 +41,7 @@ SETTINGS_FILE = "router.json"
 METRICS_FILE = "metrics.json"
 RUN_FILE = "run.json"
 TRADEOFF_FILE = "tradeoff.json"
+VERDICT_FILE = "verdict.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 VALIDATION_FILE = "validation_predictions.jsonl"
 CARD_FILE = "README.md"
@@ -52,6 +53,7 @@ MAX_CORES = 8  # for one prompt; further cores would mostly wait for one another
 SPIN_SECONDS = 0.0002  # how long the other cores' threads wait for the next operator before they sleep
 
 Backend = Literal["onnx", "torch"]
+Evidence = TypeVar("Evidence", bound=BaseModel)
 Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
 
 
@@ -150,18 +152,46 @@ class TradeoffTable(BaseModel):
     @classmethod
     def load(cls, folder: Path) -> "TradeoffTable | None":
         """The folder's table; None where there is none, with a warning where there is a broken one."""
-        path = folder / TRADEOFF_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            warnings.warn(f"{path} is not used: {type(error).__name__}", stacklevel=2)
-            return None
+        return _read_evidence(cls, folder / TRADEOFF_FILE)
 
     def at(self, threshold: float) -> int:
         """The position of the nearest threshold in the table."""
         return int(np.argmin(np.abs(np.array(self.thresholds) - threshold)))
+
+
+class Verdict(BaseModel):
+    """`verdict.json`: whether routing pays, as evaluate_router.py found it on outcomes of the two models."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pays: bool = Field(description="whether routing is shown to beat sending as many prompts at random")
+    sentences: list[str] = Field(
+        description="what routing saves for what quality, and what to do next: two sentences for people, plain text"
+    )
+    measured_on: str = Field(description="which prompts, in words")
+    rows: int = Field(description="how many prompts")
+    threshold: float = Field(ge=0, le=1, description="the threshold that was judged")
+    superior_share: float = Field(description="share of the prompts sent to the superior model there, 0..1")
+    quality: float = Field(description="quality of the routed answers there, relative to the superior model alone")
+    quality_low: float = Field(description="lower end of its 95% bootstrap interval over prompts")
+    quality_high: float = Field(description="upper end")
+    evaluated_at: str = Field(description="ISO 8601, UTC")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Verdict | None":
+        """The folder's verdict; None where there is none, with a warning where there is a broken one."""
+        return _read_evidence(cls, folder / VERDICT_FILE)
+
+
+def _read_evidence(evidence_type: type[Evidence], path: Path) -> Evidence | None:
+    """A file that a checkpoint may have; None where it has none, with a warning where it is broken."""
+    try:
+        return evidence_type.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        warnings.warn(f"{path} is not used: {type(error).__name__}", stacklevel=3)
+        return None
 
 
 @dataclass(frozen=True)
@@ -304,11 +334,12 @@ class PromptEncoder:
 
     @cached_property
     def scripts(self) -> frozenset[str]:
-        """The scripts the encoder reads, by the first word of their letters' Unicode names: LATIN, CJK, CYRILLIC, ..."""
+        """The scripts the encoder reads, by the first word of their letters' Unicode names: LATIN, CJK, ..."""
         return frozenset(readable_scripts(self.tokenizer) if self._scripts is None else self._scripts)
 
     def _is_unfamiliar(self, pair: tuple[str, str], ids: list[int]) -> bool:
-        if self._unknown_id is not None and 2 * ids.count(self._unknown_id) > len(ids):
+        content = len(ids) - len(self._empty)
+        if self._unknown_id is not None and 2 * ids.count(self._unknown_id) > content > 0:
             return True
         if all(map(str.isascii, pair)):
             return False
