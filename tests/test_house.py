@@ -1,0 +1,63 @@
+"""Rules of the house that a reader relies on: who imports whom, and that no checkpoint's code ever runs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+STAGES = ("dataset_analysis", "create_dataset", "finetuning_model", "inference")
+SOURCES = [path for folder in (*STAGES, "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES += [ROOT / "router_data.py", ROOT / "router_model.py"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_stages_meet_only_in_files_and_in_the_root_modules(path):
+    room = path.relative_to(ROOT).parts[0]
+    others = {module.split(".")[0] for module in imported_modules(path)} & {*STAGES, "benchmarks"} - {room}
+    assert room == "benchmarks" or not others
+
+
+def test_the_rule_sees_every_kind_of_import(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text("def f():\n    from inference import page\n    import create_dataset.pricing as p\n")
+    assert {"inference", "inference.page", "create_dataset.pricing"} <= imported_modules(path)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_library_is_imported_from_a_program_of_another_name(path):
+    """A program's functions are its own; what two programs share lives in a library beside them."""
+    programs = {
+        ".".join(source.relative_to(ROOT).with_suffix("").parts)
+        for source in SOURCES
+        if 'if __name__ == "__main__":' in source.read_text(encoding="utf-8")
+    }
+    allowed = {"finetuning_model.export_onnx"}  # stage 3 exports what it saves
+    if path.relative_to(ROOT).parts[0] == "benchmarks" or path.name == "score_prompts_ray.py":
+        return
+    assert not imported_modules(path) & programs - allowed
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_loading_never_runs_code_of_a_checkpoint(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            assert "trust_remote_code" in given, f"line {node.lineno} may ask to run a checkpoint's code"
+            assert isinstance(given["trust_remote_code"], ast.Constant) and given["trust_remote_code"].value is False
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert isinstance(node.value, ast.Constant) and node.value.value is False
