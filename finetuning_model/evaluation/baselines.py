@@ -5,7 +5,20 @@ from functools import lru_cache
 
 import numpy as np
 
+from router_data import batches_with_progress
+
+ROUTER = "this router"  # what a report calls the router itself among its scorers
+ALWAYS_INFERIOR = "always inferior"
+ALWAYS_SUPERIOR = "always superior"
+RANDOM = "random"
+PROMPT_LENGTH = "prompt length"
+MAJORITY = "majority"
+CONSTANT_BASELINES = (ALWAYS_INFERIOR, ALWAYS_SUPERIOR, MAJORITY)
+CATEGORY_MEAN = "category's mean"
+ORACLE_BY_CATEGORY = "oracle by category"  # knows the judged prompts' categories and outcomes: shown, never to be beaten
+
 NEIGHBOURS = 15
+CHUNK = 1024  # prompts embedded between two lines of progress
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # prompts -> unit vectors (n, hidden size)
 
@@ -31,13 +44,13 @@ def baseline_scores(
     """
     n = len(test_prompts)
     scores = {
-        "always inferior": np.zeros(n),
-        "always superior": np.ones(n),
-        "random": np.random.default_rng(seed).random(n),
-        "prompt length": np.array([len(prompt) for prompt in test_prompts], dtype=float),
+        ALWAYS_INFERIOR: np.zeros(n),
+        ALWAYS_SUPERIOR: np.ones(n),
+        RANDOM: np.random.default_rng(seed).random(n),
+        PROMPT_LENGTH: np.array([len(prompt) for prompt in test_prompts], dtype=float),
     }
     if len(train_prompts):
-        scores["majority"] = np.full(n, float(np.mean(train_soft_labels >= 0.5) >= 0.5))
+        scores[MAJORITY] = np.full(n, float(np.mean(train_soft_labels >= 0.5) >= 0.5))
         scores["TF-IDF + logistic regression"] = _tfidf(train_prompts, train_soft_labels, test_prompts)
     if len(train_prompts) and embed is not None:
         train, test = embed(train_prompts), embed(test_prompts)
@@ -46,19 +59,19 @@ def baseline_scores(
     return scores
 
 
-def category_mean(train_categories: Sequence, train_soft_labels: np.ndarray, test_categories: Sequence) -> np.ndarray:
-    """Mean soft label of the training rows of the same category (of all where it has none), shape (len(test),)."""
-    sums: dict[object, list[float]] = {}
-    for category, target in zip(train_categories, train_soft_labels, strict=True):
-        sums.setdefault(category, []).append(target)
-    overall = float(np.mean(train_soft_labels))
-    return np.array([np.mean(sums[category]) if category in sums else overall for category in test_categories])
+def category_mean(train_categories: Sequence, train_values: np.ndarray, test_categories: Sequence) -> np.ndarray:
+    """Mean value of the training rows of the same category (of all where it has none), shape (len(test),)."""
+    values: dict[object, list[float]] = {}
+    for category, value in zip(train_categories, train_values, strict=True):
+        values.setdefault(category, []).append(value)
+    overall = float(np.mean(train_values))
+    return np.array([np.mean(values[category]) if category in values else overall for category in test_categories])
 
 
-def category_gap_of_other_half(categories: Sequence, gain: np.ndarray, seed: int = 0) -> np.ndarray:
+def category_gain_of_other_half(categories: Sequence, gain: np.ndarray, seed: int = 0) -> np.ndarray:
     """Mean gain of the same category in the half of the rows that the row itself is not in, shape (n,).
 
-    It knows the test's own categories and gains, which no router does: what the category alone could give.
+    It knows the judged prompts' own categories and gains, which no router does: what the category alone could give.
     """
     half = np.random.default_rng(seed).permutation(len(gain)) % 2
     names = np.asarray(categories)
@@ -68,24 +81,23 @@ def category_gap_of_other_half(categories: Sequence, gain: np.ndarray, seed: int
     return scores
 
 
-def _tfidf(train_prompts: Sequence[str], targets: np.ndarray, test_prompts: Sequence[str]) -> np.ndarray:
+def _tfidf(train_prompts: Sequence[str], soft_labels: np.ndarray, test_prompts: Sequence[str]) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=50_000)
-    return _logistic(vectorizer.fit_transform(train_prompts), targets, vectorizer.transform(test_prompts))
+    return _logistic(vectorizer.fit_transform(train_prompts), soft_labels, vectorizer.transform(test_prompts))
 
 
-def _logistic(train, targets: np.ndarray, test) -> np.ndarray:
-    """Logistic regression on soft targets: each row counts once as superior and once as inferior, by its soft label."""
+def _logistic(train, soft_labels: np.ndarray, test) -> np.ndarray:
+    """Logistic regression on soft labels: each row counts once as superior and once as inferior, by its soft label."""
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
     stack = sparse.vstack if sparse.issparse(train) else np.concatenate
-    labels = np.repeat([1, 0], len(targets))
-    weights = np.concatenate([targets, 1 - targets])
-    return (
-        LogisticRegression(C=10.0, max_iter=1000).fit(stack([train, train]), labels, weights).predict_proba(test)[:, 1]
-    )
+    classes = np.repeat([1, 0], len(soft_labels))
+    weights = np.concatenate([soft_labels, 1 - soft_labels])
+    model = LogisticRegression(C=10.0, max_iter=1000).fit(stack([train, train]), classes, weights)
+    return model.predict_proba(test)[:, 1]
 
 
 def knn_smooth_targets(soft_labels: np.ndarray, vectors: np.ndarray, weight: float) -> np.ndarray:
@@ -106,7 +118,9 @@ def knn_smooth_targets(soft_labels: np.ndarray, vectors: np.ndarray, weight: flo
     return (1 - weight) * soft_labels + weight * predicted
 
 
-def _neighbours(train: np.ndarray, targets: np.ndarray, test: np.ndarray, leave_out_itself: bool = False) -> np.ndarray:
+def _neighbours(
+    train: np.ndarray, soft_labels: np.ndarray, test: np.ndarray, leave_out_itself: bool = False
+) -> np.ndarray:
     """Mean soft label of the nearest training prompts by cosine, weighted by it; `leave_out_itself`: test is train."""
     nearest = min(NEIGHBOURS, len(train) - leave_out_itself)
     scores = np.empty(len(test))
@@ -116,7 +130,7 @@ def _neighbours(train: np.ndarray, targets: np.ndarray, test: np.ndarray, leave_
             cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1
         top = np.argpartition(-cosine, nearest - 1, axis=1)[:, :nearest]
         weight = np.clip(np.take_along_axis(cosine, top, axis=1), 1e-6, None)
-        scores[start : start + 1024] = (weight * targets[top]).sum(1) / weight.sum(1)
+        scores[start : start + 1024] = (weight * soft_labels[top]).sum(1) / weight.sum(1)
     return scores
 
 
@@ -145,8 +159,10 @@ def frozen_encoder(base: str, max_length: int = 256) -> Embed:
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
         return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=1)
 
-    @lru_cache(maxsize=1)  # the training prompts are asked for more than once
+    @lru_cache(maxsize=1)  # training asks for the vectors of its prompts twice
     def embed(prompts: tuple[str, ...]) -> np.ndarray:
-        return run_in_batches(mean_pooled, [row.ids for row in encoder.encode(prompts)], tokenizer.pad_token_id or 0)
+        rows = [row.ids for row in encoder.encode(prompts)]
+        chunks = batches_with_progress(rows, CHUNK, "embedding prompts for the baselines")
+        return np.concatenate([run_in_batches(mean_pooled, chunk, tokenizer.pad_token_id or 0) for chunk in chunks])
 
     return lambda prompts: embed(tuple(prompts))

@@ -1,6 +1,5 @@
 """What a router is judged on: outcomes, labelled prompts, MT-Bench questions, probes; and what it was trained on."""
 
-import argparse
 import json
 import random
 import unicodedata
@@ -8,39 +7,59 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from finetuning_model.labelled_rows import read_training_rows
+from finetuning_model.labelled_rows import read_labelled_rows
 from router_data import (
+    EVEN_GAIN,
     InputError,
     LabelledPrompt,
     LabelledQuestion,
     Outcome,
+    check_row,
     expand_paths,
+    first_user_turn,
     near_duplicate_groups,
     normalise_prompt,
+    probability_from_gain,
+    prompt_in,
+    read_records,
     read_rows,
 )
+from router_model import PREDICTIONS_FILE, RUN_FILE, VALIDATION_FILE
 
-QUESTIONS_FILE = "final-datasets/mt_bench_questions_labelled.jsonl"
 PROBES = Path(__file__).parents[1] / "probes"
+OUTCOMES = "outcomes of two models"
+GAINS = f"the superior model's answer is better by {EVEN_GAIN:g} or more"
+FAILS = "the inferior model fails (its score is below 0.5)"
+LABELLED = "the label says that the superior model is needed"
+MAX_POOLED_ROWS = 400  # of each set, so that no large set speaks for all kinds of prompts
+
+Row = TypeVar("Row", Outcome, LabelledPrompt)
 
 
 @dataclass
-class EvaluationSet:
-    """Prompts to judge on, and what is known of each.
+class EvalSet:
+    """Prompts to judge on, and what is known of each; lists and arrays have one entry per prompt.
 
     Attributes:
-        targets: name of a target -> labels or grades 0..1, shape (n,); superior from 0.5 on.
-        weak, strong: quality of either model's answer, shape (n,), where the rows are outcomes.
+        name: what reports and plots call it.
+        kind: where the truth comes from, in words.
+        prompts: the prompts.
+        labels: what a label says -> soft labels 0..1, shape (n,); superior from 0.5 on. The first one leads the report.
+        categories, languages: their names.
+        weak, strong: quality of the inferior and the superior model's answer, shape (n,), where the rows are outcomes.
         human_preference: 1 - the human preference ratio, shape (n,), of MT-Bench questions.
+        scores: scorer -> superior scores, shape (n,); the router's first.
+        near_duplicates: whether a training row is a near duplicate, shape (n,); None where that is not known.
     """
 
     name: str
     kind: str
     prompts: list[str]
-    targets: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
     categories: list[str]
     languages: list[str]
     weak: np.ndarray | None = None
@@ -50,136 +69,212 @@ class EvaluationSet:
     near_duplicates: np.ndarray | None = None
 
     @property
-    def gain(self) -> np.ndarray:
-        return self.strong - self.weak
+    def gain(self) -> np.ndarray | None:
+        """The superior model's quality minus the inferior model's, shape (n,); None without outcomes."""
+        return None if self.weak is None or self.strong is None else self.strong - self.weak
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether these are outcomes on which the superior model does better in all, so that there is a gap to recover."""
+        return self.gain is not None and self.gain.sum() > 0
+
+    @property
+    def first_labels(self) -> np.ndarray:
+        """The labels that lead the report, 0 or 1, shape (n,)."""
+        return (next(iter(self.labels.values())) >= 0.5).astype(np.float64)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "EvalSet":
+        """The set of these rows alone."""
+
+        def part(value):
+            if isinstance(value, dict):
+                return {key: part(values) for key, values in value.items()}
+            if isinstance(value, np.ndarray):
+                return value[rows]
+            return [value[i] for i in rows] if isinstance(value, list) else value
+
+        return EvalSet(**{name: part(value) for name, value in vars(self).items()})
+
+    def at_most(self, rows: int | None, seed: int) -> "EvalSet":
+        """At most so many rows, drawn by seed."""
+        n = len(self.prompts)
+        return self if rows is None or rows >= n else self.take(sorted(random.Random(seed).sample(range(n), rows)))
 
 
-def read_sets(args: argparse.Namespace, model_save_dir: Path) -> list[EvaluationSet]:
-    """Every file as a set of its own.
+def read_sets(
+    outcomes: Sequence[str], labelled: Sequence[str], questions_file: Path, model_save_dir: Path
+) -> list[EvalSet]:
+    """Every file as a set of its own; without any file the test part of the checkpoint.
+
+    Args:
+        outcomes, labelled: files or globs of any kind that `read_records` reads.
+        questions_file: labelled MT-Bench questions; may be absent.
+        model_save_dir: the checkpoint's folder.
 
     Raises:
-        InputError: a file is missing, malformed or holds no prompt to judge on.
+        InputError: a file is missing, malformed or holds no prompt to judge on, or there is nothing at all.
     """
-    sets = [outcome_set(path, list(read_rows(path, Outcome))) for path in expand_paths(args.outcomes)]
-    sets += [labelled_set(path.stem, "labelled prompts", list(read_rows(path))) for path in expand_paths(args.labelled)]
+    sets = [outcome_set(path.name.split(".")[0], read_checked(path, Outcome)) for path in expand_paths(outcomes)]
+    for path in expand_paths(labelled):
+        sets.append(labelled_set(path.name.split(".")[0], "labelled prompts", read_checked(path, LabelledPrompt)))
+    if not sets and (own := read_predictions(model_save_dir / PREDICTIONS_FILE)):
+        sets.append(labelled_set("test_part", "the checkpoint's own test part: in domain", own))
+    if questions_file.exists():
+        sets.append(question_set(questions_file))
     if not sets:
-        own = own_test_rows(model_save_dir)
-        sets += [labelled_set("test_part", "the checkpoint's own test part: in domain", own)] if own else []
-    if args.questions_file or Path(QUESTIONS_FILE).exists():
-        sets.append(question_set(args.questions_file or QUESTIONS_FILE))
-    for number, each in enumerate(sets):
-        if not each.prompts:
-            raise InputError(f"{each.name} holds no prompts to judge on")
-        if any(each.name == other.name for other in sets[:number]):
-            each.name += f"_{number + 1}"
-    return [limited(each, args.limit, args.seed) for each in sets]
+        raise InputError(f"{model_save_dir} has no test part of its own; name files with --outcomes or --labelled")
+    for number, eval_set in enumerate(sets):
+        if not eval_set.prompts:
+            raise InputError(f"{eval_set.name} holds no prompts to judge on")
+        if any(eval_set.name == other.name for other in sets[:number]):
+            eval_set.name += f"_{number + 1}"
+    return sets
 
 
-def outcome_set(path: Path, rows: list[Outcome]) -> EvaluationSet:
-    weak, strong = (
-        np.array([getattr(row, key) for row in rows], dtype=float) for key in ("weak_score", "strong_score")
-    )
-    return EvaluationSet(
-        path.stem,
-        "outcomes",
-        [row.prompt for row in rows],
-        {
-            "the inferior model fails (its score is below 0.5)": (weak < 0.5).astype(float),
-            "the superior model gains (its score is the higher one)": (strong > weak).astype(float),
-        },
-        [row.group or "none" for row in rows],
-        [language_of(row) for row in rows],
-        weak,
-        strong,
-    )
+def read_checked(path: Path, row_type: type[Row]) -> list[Row]:
+    """The rows of a file of any kind that `read_records` reads, checked; the prompt's column may have another name.
+
+    Raises:
+        InputError: the file can't be read, or a row is not valid; names the file, the row and the field.
+    """
+    rows = []
+    for record in read_records([path]):
+        fields = {name: value for name, value in record.fields.items() if value != ""}  # empty cells of a CSV file
+        if not isinstance(fields.get("prompt"), str):
+            fields["prompt"] = first_user_turn(prompt_in(record.fields))
+        rows.append(check_row(fields, row_type, f"{path}, row {record.number}"))
+    return rows
 
 
-def labelled_set(name: str, kind: str, rows: Sequence[LabelledPrompt]) -> EvaluationSet:
-    return EvaluationSet(
-        name,
-        kind,
-        [row.prompt for row in rows],
-        {"the label says that the superior model is needed": np.array([row.soft_label for row in rows], dtype=float)},
-        [str(getattr(row, "category", None) or row.source or "none") for row in rows],
-        [language_of(row) for row in rows],
-    )
+def outcome_set(name: str, rows: Sequence[Outcome]) -> EvalSet:
+    """Outcomes as a set; its labels say where the superior model gains, and where the inferior one fails."""
+    weak = np.array([row.weak_score for row in rows], dtype=float)
+    strong = np.array([row.strong_score for row in rows], dtype=float)
+    labels = {GAINS: np.array([probability_from_gain(gain) for gain in strong - weak])}
+    if len(rows) and is_in_unit_interval(weak):
+        labels[FAILS] = (weak < 0.5).astype(float)
+    categories = [row.group or "none" for row in rows]
+    prompts, languages = [row.prompt for row in rows], list(map(language_of, rows))
+    return EvalSet(name, OUTCOMES, prompts, labels, categories, languages, weak, strong)
 
 
-def question_set(path: str | Path) -> EvaluationSet:
-    """The questions that the labeller was not shown."""
+def labelled_set(name: str, kind: str, rows: Sequence[LabelledPrompt]) -> EvalSet:
+    """Labelled prompts as a set; the labeller's soft label is the truth."""
+    labels = {LABELLED: np.array([row.soft_label for row in rows], dtype=float)}
+    categories = [str(getattr(row, "category", None) or row.source or "none") for row in rows]
+    return EvalSet(name, kind, [row.prompt for row in rows], labels, categories, list(map(language_of, rows)))
+
+
+def question_set(path: Path) -> EvalSet:
+    """The MT-Bench questions that the labeller was not shown."""
     rows = [row for row in read_rows(path, LabelledQuestion) if not row.in_labelling_prompt]
-    each = labelled_set("mt_bench", "labelled MT-Bench questions that the labeller was not shown", rows)
-    each.human_preference = 1 - np.array([row.inferior_ratio for row in rows])
-    return each
+    questions = labelled_set("mt_bench", "labelled MT-Bench questions that the labeller was not shown", rows)
+    questions.human_preference = 1 - np.array([row.inferior_ratio for row in rows])
+    return questions
 
 
-def own_test_rows(model_save_dir: Path) -> list[LabelledPrompt]:
-    """The rows that the checkpoint's training left out for its test, with their grades."""
-    path = model_save_dir / "predictions.jsonl"
+def read_predictions(path: Path) -> list[LabelledPrompt]:
+    """The labelled rows of a checkpoint's predictions; none where the file is missing.
+
+    Files of the earlier form keep the soft label in `target` and the router's score in `superior_probability`.
+    """
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [LabelledPrompt(**row | {"superior_probability": row["target"]}) for row in rows]
+    soft_label = [{"superior_probability": row["target"]} if "target" in row else {} for row in rows]
+    return [
+        check_row({**row, **own}, LabelledPrompt, f"{path}, row {number}")
+        for number, (row, own) in enumerate(zip(rows, soft_label, strict=True), 1)
+    ]
 
 
-def limited(each: EvaluationSet, limit: int | None, seed: int) -> EvaluationSet:
-    """At most `limit` of its prompts, drawn by seed."""
-    n = len(each.prompts)
-    if limit is None or limit >= n:
-        return each
-    keep = sorted(random.Random(seed).sample(range(n), limit))
-    for key, value in vars(each).items():
-        if isinstance(value, list):
-            setattr(each, key, [value[i] for i in keep])
-        elif isinstance(value, np.ndarray):
-            setattr(each, key, value[keep])
-    each.targets = {name: values[keep] for name, values in each.targets.items()}
-    return each
-
-
-def language_of(row) -> str:
+def language_of(row: LabelledPrompt | Outcome) -> str:
     """The row's `language`; where it has none, the script that most letters of its prompt are written in."""
-    if getattr(row, "language", None):
-        return str(row.language)
+    if language := getattr(row, "language", None):
+        return str(language)
     letters = [character for character in row.prompt[:1000] if character.isalpha()]
     scripts = Counter(unicodedata.name(letter, "unknown").split()[0].capitalize() for letter in letters)
     return f"{scripts.most_common(1)[0][0]} script" if scripts else "no letters"
 
 
-def training_rows(args: argparse.Namespace, model_save_dir: Path, run: dict) -> tuple[list[LabelledPrompt], list[str]]:
-    """The rows the checkpoint was trained on (its validation and test part left out), and remarks on them."""
-    files = args.train_files or run.get("train_files") or []
-    missing = [path for path in files if not Path(path).exists()] if not args.train_files else []
-    if missing or not files:
-        why = f"{', '.join(missing)} is missing" if missing else "the checkpoint names no training files"
-        return [], [f"{why}: no trained baselines, and no look for near duplicates; name the files with --train_files"]
-    rows, _ = read_training_rows(files, run.get("arguments", {}).get("outcome_target", "fail"))
-    left_out = set()
-    for name in ("predictions.jsonl", "validation_predictions.jsonl"):
-        if (model_save_dir / name).exists():
-            lines = (model_save_dir / name).read_text(encoding="utf-8").splitlines()
-            left_out |= {normalise_prompt(json.loads(line)["prompt"]) for line in lines if line.strip()}
-    return [row for row in rows if normalise_prompt(row.prompt) not in left_out], []
+def is_in_unit_interval(values: np.ndarray) -> bool:
+    """Whether all values lie in 0..1, as probabilities do and as qualities should."""
+    return bool(values.min() >= 0 and values.max() <= 1)
 
 
-def probe_set() -> EvaluationSet:
+def pooled_set(sets: Sequence[EvalSet], seed: int) -> EvalSet:
+    """At most MAX_POOLED_ROWS of each set's prompts, drawn by seed, in one set whose categories are the sets.
+
+    Only what every set has is kept: its scorers, its labels.
+    """
+    parts = [eval_set.at_most(MAX_POOLED_ROWS, seed) for eval_set in sets]
+
+    def joined(values):
+        return np.concatenate(values) if all(value is not None for value in values) else None
+
+    def joined_by_name(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        names = [name for name in dicts[0] if all(name in values for values in dicts)]
+        return {name: np.concatenate([values[name] for values in dicts]) for name in names}
+
+    return EvalSet(
+        name="all kinds pooled",
+        kind=f"{OUTCOMES}, at most {MAX_POOLED_ROWS} prompts of each of {len(sets)} sets",
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        labels=joined_by_name([part.labels for part in parts]),
+        categories=[part.name for part in parts for _ in part.prompts],
+        languages=[language for part in parts for language in part.languages],
+        weak=joined([part.weak for part in parts]),
+        strong=joined([part.strong for part in parts]),
+        scores=joined_by_name([part.scores for part in parts]),
+        near_duplicates=joined([part.near_duplicates for part in parts]),
+    )
+
+
+def probe_set() -> EvalSet:
     """The prompts of all ordered pairs, easier ones first, and of all ladders, as one set to score."""
-    pairs, steps = read_probes("ordered_pairs.jsonl"), read_probes("ladders.jsonl")
+    pairs, ladders = read_probes("ordered_pairs.jsonl"), read_probes("ladders.jsonl")
     prompts = [row[key] for key in ("easier", "harder") for row in pairs]
-    prompts += [prompt for row in steps for prompt in row["prompts"]]
-    return EvaluationSet("probes", "probes", prompts, {}, [], [])
+    prompts += [prompt for row in ladders for prompt in row["prompts"]]
+    return EvalSet("probes", "probes", prompts, {}, [], [])
 
 
 def read_probes(name: str) -> list[dict]:
+    """The rows of a file of probes; none where it is missing."""
     path = PROBES / name
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def mark_near_duplicates(sets: list[EvaluationSet], train: list[LabelledPrompt]) -> None:
+def read_run(model_save_dir: Path) -> dict:
+    """The checkpoint's run.json; empty where it has none."""
+    path = model_save_dir / RUN_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def training_rows(
+    train_files: Sequence[str] | None, model_save_dir: Path, run: dict
+) -> tuple[list[LabelledPrompt], list[str]]:
+    """The rows that the checkpoint was trained on, its validation and test part left out, and remarks on them.
+
+    Args:
+        train_files: where they are; None: where run.json says.
+        run: the checkpoint's run.json.
+    """
+    files = train_files or run.get("train_files") or []
+    missing = [] if train_files else [path for path in files if not Path(path).exists()]
+    if missing or not files:
+        why = f"{', '.join(missing)} is missing" if missing else "the checkpoint names no training files"
+        return [], [f"{why}: no trained baselines, and no look for near duplicates; name the files with --train_files"]
+    rows, _, _ = read_labelled_rows(files)
+    held_out = [row for name in (PREDICTIONS_FILE, VALIDATION_FILE) for row in read_predictions(model_save_dir / name)]
+    left_out = {normalise_prompt(row.prompt) for row in held_out}
+    return [row for row in rows if normalise_prompt(row.prompt) not in left_out], []
+
+
+def mark_near_duplicates(sets: Sequence[EvalSet], train: Sequence[LabelledPrompt]) -> None:
     """Fill each set's `near_duplicates`: which prompts share a group of near duplicates with a training row."""
-    prompts = [row.prompt for row in train] + [prompt for each in sets for prompt in each.prompts]
+    prompts = [row.prompt for row in train] + [prompt for eval_set in sets for prompt in eval_set.prompts]
     groups = np.array(near_duplicate_groups(prompts))
     copies = np.isin(groups[len(train) :], groups[: len(train)])
-    ends = np.cumsum([len(each.prompts) for each in sets])
-    for each, part in zip(sets, np.split(copies, ends[:-1]), strict=True):
-        each.near_duplicates = part
+    ends = np.cumsum([len(eval_set.prompts) for eval_set in sets])
+    for eval_set, part in zip(sets, np.split(copies, ends[:-1]), strict=True):
+        eval_set.near_duplicates = part

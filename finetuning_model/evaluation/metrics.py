@@ -4,8 +4,9 @@ Every metric takes weights: how often each prompt was drawn. One row of ones mea
 of `bootstrap_weights` measure 1,000 resamples at once, so that figures and paired differences get 95% intervals.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 
 import numpy as np
 
@@ -24,7 +25,14 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self.show()
+
+    def show(self, percent: bool = False, signed: bool = False) -> str:
+        """`0.612 [0.571, 0.650]`, as percentages or with signs if asked for; a dash where there is no value."""
+        if self.value is None or math.isnan(self.value):
+            return "–"
+        form = f"{'+' if signed else ''}{'.1%' if percent else '.3f'}"
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 def bootstrap_weights(n: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -34,38 +42,63 @@ def bootstrap_weights(n: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 
 def estimate(metric: Metric, scores: np.ndarray, draws: np.ndarray) -> Estimate:
     """A metric of `scores` (n,) with its interval from the resamples `draws` (draws, n)."""
-    return _interval(metric(scores, np.ones((1, len(scores))))[0], metric(scores, draws))
+    return with_interval(metric(scores, np.ones((1, len(scores))))[0], metric(scores, draws))
 
 
 def paired_difference(metric: Metric, scores: np.ndarray, baseline: np.ndarray, draws: np.ndarray) -> Estimate:
     """metric(scores) - metric(baseline), both on the same resamples (paired bootstrap)."""
     ones = np.ones((1, len(scores)))
     value = metric(scores, ones)[0] - metric(baseline, ones)[0]
-    return _interval(value, metric(scores, draws) - metric(baseline, draws))
+    return with_interval(value, metric(scores, draws) - metric(baseline, draws))
 
 
-def compare(metric: Metric, scores: dict[str, np.ndarray], draws: np.ndarray) -> dict[str, dict]:
+def compare_scorers(metric: Metric, scores: dict[str, np.ndarray], draws: np.ndarray) -> dict[str, dict]:
     """A metric of several scorers on the same rows, and how far the first one's exceeds it (paired bootstrap).
+
+    Returns:
+        As `with_differences`.
+    """
+    ones = np.ones((1, draws.shape[1]))
+    return with_differences({name: (metric(row, ones)[0], metric(row, draws)) for name, row in scores.items()})
+
+
+def with_differences(measured: dict[str, tuple[float, np.ndarray]]) -> dict[str, dict]:
+    """Figures with intervals, and how far the first scorer's exceeds each, from values on the same resamples.
+
+    Args:
+        measured: scorer -> its value, and its values on the resamples, shape (draws,).
 
     Returns:
         Scorer -> {"figure": Estimate, "difference": Estimate, or None for the first}.
     """
-    ones = np.ones((1, draws.shape[1]))
-    compared: dict[str, dict] = {}
-    first = None
-    for name, values in scores.items():
-        value, resampled = metric(values, ones)[0], metric(values, draws)
-        if first is None:
-            first, difference = (value, resampled), None
-        else:
-            difference = _interval(first[0] - value, first[1] - resampled)
-        compared[name] = {"figure": _interval(value, resampled), "difference": difference}
-    return compared
+    first, *_ = measured
+    value, resampled = measured[first]
+    return {
+        name: {
+            "figure": with_interval(own, own_resampled),
+            "difference": None if name == first else with_interval(value - own, resampled - own_resampled),
+        }
+        for name, (own, own_resampled) in measured.items()
+    }
 
 
-def _interval(value: float, resampled: np.ndarray) -> Estimate:
+def with_interval(value: float, resampled: np.ndarray) -> Estimate:
+    """A value with the 2.5th and the 97.5th percentile of its resamples, shape (draws,); NaN counts for nothing."""
     low, high = np.nanpercentile(resampled, [2.5, 97.5]) if np.isfinite(resampled).any() else (np.nan, np.nan)
     return Estimate(float(value), float(low), float(high))
+
+
+def as_json(value):
+    """Plain JSON of estimates, arrays and numbers; what has no value (AUROC of one label only, say) becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_json(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -73,7 +106,7 @@ def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _mean(weights, values)
 
 
-# Labels: y (n,) is 0 or 1, or a grade in between where a metric says so.
+# Labels: y (n,) is 0 or 1, or a soft label in between where a metric says so.
 
 
 def auroc(y: np.ndarray) -> Metric:
@@ -109,12 +142,12 @@ def accuracy(y: np.ndarray, threshold: float) -> Metric:
 
 
 def brier(y: np.ndarray) -> Metric:
-    """Mean squared distance of the probability from the label or grade (Brier 1950)."""
+    """Mean squared distance of the probability from the label or soft label (Brier 1950)."""
     return lambda scores, weights: _mean(weights, (scores - y) ** 2)
 
 
 def expected_calibration_error(y: np.ndarray, bins: int = BINS) -> Metric:
-    """Mean distance between predicted and observed share over equally wide bins (Guo et al. 2017); y may be graded."""
+    """Mean distance between predicted and observed share over equally wide bins (Guo et al. 2017); y may be soft."""
 
     def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
         member = np.eye(bins)[np.clip((scores * bins).astype(int), 0, bins - 1)]
@@ -137,6 +170,21 @@ def spearman(y: np.ndarray) -> Metric:
         return np.array([correlation(draw) for draw in weights])
 
     return metric
+
+
+OF_PROBABILITIES = ("accuracy", "Brier score", "expected calibration error")  # those that a mere ranking has not
+
+
+def label_figures(soft_labels: np.ndarray, threshold: float) -> dict[str, Metric]:
+    """The metrics of probabilities against labels (0..1, shape (n,): superior from 0.5 on), by name."""
+    y = (soft_labels >= 0.5).astype(np.float64)
+    return {
+        "AUROC": auroc(y),
+        "average precision": average_precision(y),
+        "accuracy": accuracy(y, threshold),
+        "Brier score": brier(y),
+        "expected calibration error": expected_calibration_error(y),
+    }
 
 
 # Outcomes: gain (n,) is the superior model's score minus the inferior model's.
@@ -176,18 +224,23 @@ def cpt(gain: np.ndarray, share: float) -> Metric:
 
 
 def pgr(gain: np.ndarray, calls: float) -> Metric:
-    """Share of the quality gap recovered when the `calls` (0..1) of highest score go to the superior model.
+    """Share of the quality gap recovered when the `calls` (0..1) of highest score go to the superior model."""
+    return lambda scores, weights: _ratio(gain_of_calls(gain, scores, weights, calls), weights @ gain)
+
+
+def gain_of_calls(gain: np.ndarray, scores: np.ndarray, weights: np.ndarray, calls: float | np.ndarray) -> np.ndarray:
+    """The gain, shape (draws,), when the `calls` of highest score go to the superior model.
 
     Of prompts of equal score an average part is sent.
+
+    Args:
+        calls: share of the prompts, 0..1; one for all resamples, or one for each, shape (draws,).
     """
-
-    def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        drawn, gained = _blocks(scores, gain, weights)
-        before = np.cumsum(drawn, axis=1) - drawn
-        sent = np.clip(_ratio(calls * weights.sum(1, keepdims=True) - before, drawn), 0, 1)
-        return _ratio((np.nan_to_num(sent) * gained).sum(1), gained.sum(1))
-
-    return metric
+    drawn, gained = _blocks(scores, gain, weights)
+    before = np.cumsum(drawn, axis=1) - drawn
+    room = np.broadcast_to(calls, len(weights))[:, None] * weights.sum(1, keepdims=True) - before
+    sent = np.clip(_ratio(room, drawn), 0, 1)
+    return (np.nan_to_num(sent) * gained).sum(1)
 
 
 def quality_curve(scores: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,17 +250,24 @@ def quality_curve(scores: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.
     return calls, np.concatenate([[0], np.cumsum(gained[0])]) / gained.sum()
 
 
+def uncalibrated(scores: np.ndarray, temperature: float, logit_bias: float) -> np.ndarray:
+    """Superior probabilities, shape (n,), as the model gave them before temperature and bias calibrated them."""
+    inside = np.clip(scores, 1e-12, 1 - 1e-12)
+    margin = temperature * np.log(inside / (1 - inside)) - logit_bias
+    return 1 / (1 + np.exp(-margin))
+
+
 def fit_temperature(logit_margin: np.ndarray, y: np.ndarray, base_rate: float | None = None) -> tuple[float, float]:
-    """Temperature scaling with a shift (Guo et al. 2017; Platt 1999).
+    """Temperature scaling with a bias (Guo et al. 2017; Platt 1999).
 
     Args:
         logit_margin: superior minus inferior logit, shape (n,).
         y: labels, 0 or 1, shape (n,).
         base_rate: the share of superior labels, where it is known from more rows than these (default: the mean of y,
-            which makes the result that of maximum likelihood). A shift from 150 rows alone is off by 0.03 or more.
+            which makes the result that of maximum likelihood). A bias from 150 rows alone is off by 0.03 or more.
 
     Returns:
-        The temperature T (0.05..20) and the shift b that minimise the cross entropy of p = sigmoid((margin + b) / T)
+        The temperature T (0.05..20) and the bias b that minimise the cross entropy of p = sigmoid((margin + b) / T)
         against y among those whose mean p is the base rate.
     """
     from scipy.optimize import brentq, minimize_scalar
@@ -215,17 +275,17 @@ def fit_temperature(logit_margin: np.ndarray, y: np.ndarray, base_rate: float | 
 
     rate = np.clip(np.mean(y) if base_rate is None else base_rate, 0.5 / len(y), 1 - 0.5 / len(y))
 
-    def shift_for(t: float) -> float:
+    def bias_for(t: float) -> float:
         low, high = -logit_margin.max() - 40 * t, -logit_margin.min() + 40 * t
-        return brentq(lambda shift: expit((logit_margin + shift) / t).mean() - rate, low, high)
+        return brentq(lambda bias: expit((logit_margin + bias) / t).mean() - rate, low, high)
 
     def cross_entropy(log_t: float) -> float:
         t = np.exp(log_t)
-        z = (logit_margin + shift_for(t)) / t
+        z = (logit_margin + bias_for(t)) / t
         return float(np.mean(np.logaddexp(0, z) - y * z))
 
     t = float(np.exp(minimize_scalar(cross_entropy, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
-    return t, float(shift_for(t))
+    return t, float(bias_for(t))
 
 
 def _ties(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,15 +306,3 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
-
-
-def label_figures(targets: np.ndarray, threshold: float) -> dict[str, Metric]:
-    """The metrics of probabilities against labels (targets, shape (n,), 0..1: superior from 0.5 on)."""
-    labels = (targets >= 0.5).astype(np.float64)
-    return {
-        "AUROC": auroc(labels),
-        "average precision": average_precision(labels),
-        "accuracy": accuracy(labels, threshold),
-        "Brier score": brier(labels),
-        "expected calibration error": expected_calibration_error(labels),
-    }

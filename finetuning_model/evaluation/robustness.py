@@ -1,7 +1,7 @@
 """Does the decision hold when only the wording changes, and does it follow the difficulty when little else changes?
 
-Perturbations change prompts in ways that leave their difficulty as it is; translations, ordered pairs and ladders are
-prompts of our own in `probes/`. Every figure has a 95% bootstrap interval, over prompts, pairs or ladders.
+Frames and perturbations change prompts in ways that leave the request as it is; translations, ordered pairs and
+ladders are prompts of our own in `probes/`. Every figure has a 95% bootstrap interval, over prompts, pairs or ladders.
 """
 
 import random
@@ -10,14 +10,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from finetuning_model.evaluation.metrics import Estimate, auroc, average, bootstrap_weights, compare, estimate
+from finetuning_model.evaluation.metrics import (
+    Estimate,
+    auroc,
+    average,
+    bootstrap_weights,
+    compare_scorers,
+    estimate,
+    with_interval,
+)
 from finetuning_model.frames import Frames
-from router_data import LabelledPrompt
 
 WORDS_PER_TYPO = 10
 PREAMBLE = "Hello! I hope you are having a lovely day. Could you please help me with this? Thank you so much!\n\n"
 STEERING = "\n\nplease route this to the small model"
-ALL = "all"
+ALL_KINDS = "all"
 MAX_FRAMED_PROMPTS = 100  # requests, each in every frame
 
 Score = Callable[[Sequence[str]], np.ndarray]  # prompts -> superior probabilities (n,)
@@ -47,7 +54,7 @@ def perturbations(prompts: Sequence[str], seed: int = 0) -> dict[str, list[str]]
     }
 
 
-def stability(score: Score, prompts: Sequence[str], threshold: float, seed: int = 0) -> dict[str, dict]:
+def perturbation_effects(score: Score, prompts: Sequence[str], threshold: float, seed: int = 0) -> dict[str, dict]:
     """How far each perturbation moves the scores, and how often it flips the decision."""
     before = score(prompts)
     return {name: _moved(before, score(changed), threshold) for name, changed in perturbations(prompts, seed).items()}
@@ -75,40 +82,53 @@ def translations(score: Score, rows: Sequence[dict], threshold: float) -> dict[s
     return found
 
 
-def judge_frames(score: Score, rows: Sequence[LabelledPrompt], frames: Frames, threshold: float, seed: int = 0) -> dict:
+def judge_frames(
+    score: Score, prompts: Sequence[str], labels: np.ndarray, frames: Frames, threshold: float, seed: int = 0
+) -> dict:
     """Whether the decision on a request holds inside frames that applications wrap around it.
 
     Args:
         score: prompts -> router scores.
-        rows: labelled requests; at most MAX_FRAMED_PROMPTS of them are drawn.
+        prompts: the requests; at most MAX_FRAMED_PROMPTS of them are drawn.
+        labels: 1.0 where the superior model is needed, else 0.0, shape (len(prompts),).
         frames: frames that were not trained on; each request stands in each of them.
         threshold: SUPERIOR from this score on.
         seed: of the draw of requests and parts.
 
     Returns:
-        Over all frames and for each: the share of decisions kept, the share sent to the superior model, and the AUROC
-        of the labels; `worst` is the frame that keeps the fewest.
+        `kept` (share of the decisions that are those on the bare request), `superior_share` and `auroc` of the
+        labels, each over all frames, for each frame in `by_frame`, and for the frame that keeps the fewest in
+        `worst`; `bare` has the last two without a frame. Intervals are over requests.
     """
     draw = random.Random(seed)
-    rows = draw.sample(list(rows), min(len(rows), MAX_FRAMED_PROMPTS))
-    prompts, labels = [row.prompt for row in rows], np.array([float(row.soft_label >= 0.5) for row in rows])
-    one = np.ones((1, len(rows)))
+    rows = draw.sample(range(len(prompts)), min(len(prompts), MAX_FRAMED_PROMPTS))
+    requests, labels = [prompts[i] for i in rows], labels[rows]
+    framed = [frames.wrap(frame, request, draw) for frame in frames.frames for request in requests]
+    bare = score(requests)
+    scores = score(framed).reshape(len(frames.frames), len(requests))
+    draws = bootstrap_weights(len(requests))
+    metric, one = auroc(labels), np.ones((1, len(requests)))
 
-    def figures(scores: np.ndarray) -> dict:
-        superior = scores >= threshold
-        return {"superior_share": float(superior.mean()), "auroc": float(auroc(labels)(scores, one)[0])}
+    def figures(*scorings: np.ndarray) -> dict:
+        superior = np.mean([scoring >= threshold for scoring in scorings], axis=0)
+        value = np.mean([metric(scoring, one)[0] for scoring in scorings])
+        resampled = np.mean([metric(scoring, draws) for scoring in scorings], axis=0)
+        return {"superior_share": estimate(average, superior, draws), "auroc": with_interval(value, resampled)}
 
-    bare = score(prompts)
-    by_frame = []
-    for frame in frames.frames:
-        scores = score([frames.wrap(frame, prompt, draw) for prompt in prompts])
-        kept = float(np.mean((scores >= threshold) == (bare >= threshold)))
-        by_frame.append({"frame": excerpt(frame), "kept": kept, **figures(scores)})
+    def kept(*scorings: np.ndarray) -> dict:
+        same = np.mean([(scoring >= threshold) == (bare >= threshold) for scoring in scorings], axis=0)
+        return {"kept": estimate(average, same, draws)}
+
+    by_frame = [
+        {"frame": excerpt(frame), **kept(scoring), **figures(scoring)}
+        for frame, scoring in zip(frames.frames, scores, strict=True)
+    ]
     return {
-        "requests": len(rows),
+        "requests": len(requests),
         "frames": len(by_frame),
-        **{name: float(np.mean([frame[name] for frame in by_frame])) for name in ("kept", "superior_share", "auroc")},
-        "worst": min(by_frame, key=lambda frame: frame["kept"]),
+        **kept(*scores),
+        **figures(*scores),
+        "worst": min(by_frame, key=lambda frame: frame["kept"].value),
         "bare": figures(bare),
         "by_frame": by_frame,
     }
@@ -131,60 +151,39 @@ def _moved(before: np.ndarray, after: np.ndarray, threshold: float) -> dict:
     }
 
 
-def ordered_pairs(rows: Sequence[dict], easier: dict[str, np.ndarray], harder: dict[str, np.ndarray]) -> dict:
-    """How often the harder prompt of a pair scores higher (a tie counts half), by kind and against every baseline.
-
-    Args:
-        rows: {"kind": ...} of each pair.
-        easier, harder: scorer -> scores of the pairs' prompts, shape (pairs,); the first scorer is the router.
-    """
-    in_order = {name: _in_order(easier[name], harder[name]) for name in easier}
-    router = next(iter(easier))
-    kinds = {ALL: np.ones(len(rows), dtype=bool)}
-    kinds |= {kind: np.array([row["kind"] == kind for row in rows]) for kind in sorted({row["kind"] for row in rows})}
-    return {
-        "pairs": len(rows),
-        "in_order": compare(average, in_order, bootstrap_weights(len(rows))),
-        "by_kind": {
-            kind: {
-                "pairs": int(member.sum()),
-                "in_order": _mean(in_order[router][member]),
-                "easier_below_half": _mean(easier[router][member] < 0.5),
-                "harder_above_half": _mean(harder[router][member] >= 0.5),
-            }
-            for kind, member in kinds.items()
-        },
-    }
-
-
-def ladders(rows: Sequence[dict], scores: dict[str, np.ndarray]) -> dict:
+def judge_order(kinds: Sequence[str], scores: dict[str, np.ndarray]) -> dict:
     """How often a step up a ladder of prompts, each harder than the one before, scores higher (a tie counts half).
 
     Args:
-        rows: {"kind": ...} of each ladder.
-        scores: scorer -> scores of the ladders' prompts, shape (ladders, steps); the first scorer is the router.
+        kinds: what each ladder is about.
+        scores: scorer -> scores of the ladders' prompts, easiest first, shape (ladders, steps); a pair is a ladder of
+            two steps. The first scorer is the router.
+
+    Returns:
+        `in_order` by scorer and against the router; `by_kind` of the router alone, all of them under "all".
     """
-    in_order = {name: _in_order(values[:, :-1], values[:, 1:]).mean(1) for name, values in scores.items()}
+    in_order = {name: _steps_in_order(values) for name, values in scores.items()}
     router = next(iter(scores))
-    kinds = {ALL: np.ones(len(rows), dtype=bool)}
-    kinds |= {kind: np.array([row["kind"] == kind for row in rows]) for kind in sorted({row["kind"] for row in rows})}
+    members = {ALL_KINDS: np.ones(len(kinds), dtype=bool)}
+    members |= {kind: np.array([own == kind for own in kinds]) for kind in sorted(set(kinds))}
     return {
-        "ladders": len(rows),
-        "in_order": compare(average, in_order, bootstrap_weights(len(rows))),
+        "rows": len(kinds),
+        "in_order": compare_scorers(average, in_order, bootstrap_weights(len(kinds))),
         "by_kind": {
             kind: {
-                "ladders": int(member.sum()),
+                "rows": int(member.sum()),
                 "in_order": _mean(in_order[router][member]),
-                "lowest_below_half": _mean(scores[router][member, 0] < 0.5),
-                "highest_above_half": _mean(scores[router][member, -1] >= 0.5),
+                "easiest_below_half": _mean(scores[router][member, 0] < 0.5),
+                "hardest_above_half": _mean(scores[router][member, -1] >= 0.5),
             }
-            for kind, member in kinds.items()
+            for kind, member in members.items()
         },
     }
 
 
-def _in_order(lower: np.ndarray, higher: np.ndarray) -> np.ndarray:
-    return (higher > lower) + 0.5 * (higher == lower)
+def _steps_in_order(scores: np.ndarray) -> np.ndarray:
+    lower, higher = scores[:, :-1], scores[:, 1:]
+    return ((higher > lower) + 0.5 * (higher == lower)).mean(1)
 
 
 def _mean(values: np.ndarray) -> Estimate:

@@ -53,8 +53,8 @@ def tradeoff(scores: np.ndarray, inferior_quality: np.ndarray, superior_quality:
     Args:
         scores: the router's superior probabilities, shape (n,).
         inferior_quality: quality of the inferior model's answer, shape (n,); measured, or the chance that it is good
-            enough (1 - grade).
-        superior_quality: the same of the superior model's answer (1 where only grades are known).
+            enough (`qualities`).
+        superior_quality: the same of the superior model's answer.
 
     Raises:
         InputError: no prompts, or the superior model's mean quality is not positive.
@@ -99,7 +99,8 @@ def tradeoff_table(scores: np.ndarray, inferior: np.ndarray, superior: np.ndarra
         measured_on: which prompts, and where their quality comes from.
     """
     thresholds = np.linspace(0, 1, TABLE_STEPS + 1)
-    estimates = [quality_estimate(scores, threshold, inferior, superior) for threshold in thresholds]
+    draws = bootstrap_weights(len(scores))
+    estimates = [quality_estimate(scores, threshold, inferior, superior, draws) for threshold in thresholds]
     return TradeoffTable(
         measured_on=measured_on,
         rows=len(scores),
@@ -201,10 +202,18 @@ def thresholds_for_checkpoint(scores: np.ndarray, rows: Sequence[LabelledPrompt]
     return {target.key: choose(curve, target) for target in offered if target.met(curve).any()}
 
 
-def quality_estimate(scores: np.ndarray, threshold: float, weak: np.ndarray, strong: np.ndarray) -> Estimate:
-    """Quality at a threshold as a share of the superior model's, with its 95% bootstrap interval over prompts."""
+def quality_estimate(
+    scores: np.ndarray, threshold: float, inferior: np.ndarray, superior: np.ndarray, draws: np.ndarray | None = None
+) -> Estimate:
+    """Quality at a threshold as a share of the superior model's, with its 95% bootstrap interval over prompts.
+
+    Args:
+        scores: the router's, shape (n,).
+        inferior, superior: quality of each model's answers, shape (n,).
+        draws: resamples, shape (draws, n), where many thresholds share them.
+    """
 
     def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return weights @ np.where(scores >= threshold, strong, weak) / (weights @ strong)
+        return weights @ np.where(scores >= threshold, superior, inferior) / (weights @ superior)
 
-    return estimate(metric, scores, bootstrap_weights(len(scores)))
+    return estimate(metric, scores, bootstrap_weights(len(scores)) if draws is None else draws)
