@@ -1,16 +1,14 @@
 """Contract 1, the row of JSONL that the stages hand to one another: its fields, how it is read, checked and written.
 
 A file has one JSON object a line, is UTF-8, and ends in a newline, so that files can be merged with `cat` and filtered
-with `grep '"ROUTE_TO_INFERIOR"'`. `read_records` reads everybody else's files: whatever local file holds prompts.
+with `grep '"ROUTE_TO_INFERIOR"'`. Everybody else's files of prompts are read by `prompt_files.py`.
 
 The module also holds what every program shares: `InputError`, `run_script` and the flags that several programs take.
 Importing it is cheap: no torch, transformers, datasets or gradio.
 """
 
 import argparse
-import csv
 import glob
-import gzip
 import hashlib
 import json
 import os
@@ -21,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -40,8 +38,6 @@ LABELLED_FILES_GLOB = "final-datasets/router_dataset_labelled-*.jsonl"
 SAMPLE_FILE = DATASETS_DIR / "sample" / "router_dataset_sample.jsonl"
 
 EVEN_GAIN = 0.2  # gain at which the two routes are worth the same; see probability_from_gain
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "query", "input")
-CONVERSATION_COLUMNS = ("conversation", "conversations", "messages")
 SECONDS_BETWEEN_LINES = 5  # of progress, where stderr is no terminal
 
 
@@ -279,132 +275,6 @@ def check_row(fields: dict, row_type: type[Row], where: str) -> Row:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"])) or "row"
         raise InputError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-# --- reading any local file of prompts -------------------------------------------------------------------------------
-
-
-class Record(NamedTuple):
-    """A row of any file or data set, before anything is known about it."""
-
-    fields: dict
-    source: str
-    number: int
-
-
-def is_local(name: str) -> bool:
-    """Whether a data set's name means files here rather than a data set of the hub."""
-    return os.path.exists(name) or "*" in name or Path(name.removesuffix(".gz")).suffix in READERS
-
-
-def read_records(patterns: Iterable[str | Path]) -> Iterator[Record]:
-    """The rows of local JSONL, CSV, parquet and text files (.gz too) one at a time; a folder stands for its parquet.
-
-    Raises:
-        InputError: no such file, an unknown kind of file, or a malformed line; each is named.
-    """
-    for pattern in patterns:
-        for path in expand_paths([Path(pattern) / "*.parquet" if os.path.isdir(pattern) else pattern]):
-            suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-            read = READERS.get(suffix.lower())
-            if read is None:
-                kinds = ", ".join(READERS)
-                raise InputError(f"{path}: don't know how to read '{path.suffix}' files; use one of {kinds}")
-            for number, fields in enumerate(read(path), 1):
-                yield Record(fields, path.name, number)
-
-
-def _open_binary(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
-
-
-def _read_jsonl(path: Path) -> Iterator[dict]:
-    with _open_binary(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield parse_line(line, f"{path}, line {number}")
-
-
-def _read_csv(path: Path) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        try:
-            yield from csv.DictReader(file, restval="")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-
-
-def _read_parquet(path: Path) -> Iterator[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: not a parquet file ({error})") from error
-
-
-def _read_text(path: Path) -> Iterator[dict]:
-    """One prompt a line."""
-    with _open_binary(path) as file:
-        for line in file:
-            if text := line.decode("utf-8-sig", "replace").strip("\r\n"):
-                yield {"prompt": text}
-
-
-READERS: dict[str, Callable[[Path], Iterator[dict]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
-}
-
-
-def prompt_in(fields: dict, column: str | None = None) -> str | list[dict] | None:
-    """The prompt of a row: a text, or a conversation as messages with role and content; None where there is none.
-
-    Args:
-        column: where it stands (default: the first of the usual names that is there).
-
-    Raises:
-        InputError: no column could hold a prompt, or it holds something else; names the columns.
-    """
-    if column and column not in fields:
-        raise InputError(f"no column {column!r}, but {', '.join(map(str, fields))}; name it with --prompt_column")
-    conversations = (name for name in CONVERSATION_COLUMNS if isinstance(fields.get(name), list))
-    texts = (name for name in PROMPT_COLUMNS if name in fields)
-    name = column or next(conversations, None) or next(texts, None)
-    if name is None:
-        if any(name in fields for name in CONVERSATION_COLUMNS):
-            return None
-        raise InputError(f"no prompt among the columns {', '.join(map(str, fields))}; name it with --prompt_column")
-    value = fields[name]
-    if isinstance(value, list):
-        return [_as_message(message) for message in value]
-    if value is None or isinstance(value, str):
-        return value if value and value.strip() else None
-    raise InputError(f"{name} is neither a text nor a list of messages: {str(value)[:80]}")
-
-
-def _as_message(message: object) -> dict:
-    """A message in OpenAI's form, of OpenAI's form or ShareGPT's (from, value)."""
-    if not isinstance(message, dict) or not {"role", "from"} & message.keys():
-        raise InputError("a conversation is a list of messages, each with a role and a content")
-    role = message.get("role", message.get("from"))
-    return {"role": "user" if role == "human" else role, "content": message.get("content", message.get("value"))}
-
-
-def first_user_turn(prompt: str | list[dict] | None) -> str:
-    """What the user typed first, lone surrogates replaced (they can't be sent); empty where there is nothing."""
-    if isinstance(prompt, list):
-        contents = (message["content"] for message in prompt if message["role"] == "user")
-        prompt = next(contents, None)
-    return prompt.encode("utf-8", "replace").decode() if isinstance(prompt, str) else ""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

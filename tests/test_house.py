@@ -8,7 +8,7 @@ from conftest import ROOT
 
 STAGES = ("dataset_analysis", "create_dataset", "finetuning_model", "inference")
 SOURCES = [path for folder in (*STAGES, "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-SOURCES += [ROOT / "router_data.py", ROOT / "router_model.py"]
+SOURCES += [ROOT / "router_data.py", ROOT / "router_model.py", ROOT / "prompt_files.py"]
 
 
 def name_of(path: Path) -> str:
