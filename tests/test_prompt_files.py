@@ -1,4 +1,4 @@
-"""Files of prompts as people have them: each kind gives the same prompts; what can't be read is named and passed over."""
+"""Files of prompts as people have them: every kind gives the same prompts; what can't be read is named."""
 
 import csv
 import gzip
@@ -41,7 +41,8 @@ def workbook() -> bytes:
     from zipfile import ZipFile
 
     cells = "".join(
-        f'<row><c t="inlineStr"><is><t>{a}</t></is></c><c t="inlineStr"><is><t xml:space="preserve">{b}</t></is></c></row>'
+        f'<row><c t="inlineStr"><is><t>{a}</t></is></c><c t="inlineStr"><is><t xml:space="preserve">{b}</t></is></c>'
+        "</row>"
         for a, b in [("no", "prompt"), *((i, p.replace('"', "&quot;")) for i, p in enumerate(PROMPTS))]
     )
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
@@ -62,8 +63,8 @@ def workbook() -> bytes:
         )
         archive.writestr(
             "xl/workbook.xml",
-            f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets><sheet name="Prompts" sheetId="1" r:id="r1"/></sheets>'
-            "</workbook>",
+            f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets><sheet name="Prompts" sheetId="1" r:id="r1"/>'
+            "</sheets></workbook>",
         )
         archive.writestr(
             "xl/_rels/workbook.xml.rels",
