@@ -16,6 +16,7 @@ Example:
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -23,53 +24,63 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dotenv import load_dotenv
-
 from inference.endpoint.app import Settings, create_app
-from inference.endpoint.upstreams import Side
-from router_data import InputError, run_script
-from router_model import Router, newest_checkpoint
+from inference.endpoint.upstreams import Upstream
+from router_data import InputError, program_parser, run_script
+from router_model import Router, add_router_flags, check_threshold, newest_checkpoint
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+GRACE_SECONDS = 30  # for the answers under way when it is stopped
 KEEP_ALIVE = 75  # seconds; clients that keep connections longer than we do would see them break
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The flags, checked.
+
+    Raises:
+        InputError: a flag's value is out of range, or another flag is missing beside it.
+    """
+    parser = program_parser(__doc__)
+    add_router_flags(parser)
     add = parser.add_argument
-    add("--model_save_dir", type=Path, help="the checkpoint's folder (default: the newest in ./models)")
-    add("--hf_model_name", help="where the tokenizer comes from if the folder has none (a hub id or a local folder)")
-    add("--threshold", type=float, help="of the model `router`, 0 to 1 (default: the checkpoint's)")
     add("--host", default="127.0.0.1", help="the address to bind (default: %(default)s)")
     add("--port", type=int, default=8000, help="the port; 0 takes a free one (default: %(default)s)")
-    add("--max_in_flight", type=int, default=1000, help="requests at once; more get a 429 (default: %(default)s)")
-    add("--timeout", type=float, default=300, help="seconds to wait for an answer's first byte and between two of its "
-        "pieces; an answer that is not streamed arrives whole (default: %(default)s)")  # fmt: skip
-    add("--retries", type=int, default=1, help="how often a model is asked again where it can't be reached or answers "
-        "with 408, 429 or 5xx, before the other is asked (default: %(default)s)")  # fmt: skip
-    add("--fall_back_to_inferior", action="store_true", help="where the superior model is down the inferior one "
-        "answers (default: an error)")  # fmt: skip
+    add(
+        "--max_in_flight", type=int, default=1000, metavar="N",
+        help="requests at once; more get a 429 (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--timeout", type=float, default=300, metavar="SECONDS",
+        help="wait for an answer's first byte, and between two of its pieces; an answer that is not streamed arrives "
+        "whole (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--retries", type=int, default=1, metavar="N",
+        help="how often a model is asked again where it can't be reached or answers with 408, 429 or 5xx, before the "
+        "other is asked (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--fall_back_to_inferior", action="store_true",
+        help="the inferior model answers where the superior one is down (default: an error)",
+    )  # fmt: skip
     add("--decision_log", type=Path, metavar="FILE", help="append a row of JSONL for each decision (default: none)")
-    add("--log_prompts", action="store_true", help="the rows hold the user's turns too, ready to be scored and "
-        "labelled (default: no prompt is kept)")  # fmt: skip
-    add("--grace", type=float, default=30, help="seconds for the answers under way when it is stopped "
-        "(default: %(default)s)")  # fmt: skip
+    add(
+        "--log_prompts", action="store_true",
+        help="the rows hold the user's turns too, ready to be scored and labelled (default: no prompt is kept)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold {args.threshold} is not between 0 and 1")
-    if args.max_in_flight < 1 or args.timeout <= 0 or args.retries < 0 or args.grace < 0:
-        parser.error("--max_in_flight and --timeout must be positive, --retries and --grace not negative")
+    check_threshold(args.threshold)
+    if args.max_in_flight < 1 or args.retries < 0:
+        raise InputError("--max_in_flight must be positive, --retries not negative")
+    if not (args.timeout > 0 and math.isfinite(args.timeout)):
+        raise InputError(f"--timeout {args.timeout:g} is not a positive number of seconds")
     if args.log_prompts and not args.decision_log:
-        parser.error("--log_prompts needs --decision_log FILE")
+        raise InputError("--log_prompts needs --decision_log FILE")
     return args
 
 
@@ -84,6 +95,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
+        listener.close()
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"port {port} of {host} can't be used ({reason}); name another with --port") from error
     return listener
@@ -114,39 +126,44 @@ def make_server(app, grace: float):
         timeout_keep_alive=KEEP_ALIVE,
         ws="none",
     )
-    # a broken stream is broken on purpose, and has its own log line
+    # A cut stream is ended without its last chunk so that the client notices; it has its own log line
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
     return uvicorn.Server(config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the endpoint."""
     # 1. Check what was given before anything slow happens.
     args = parse_args(argv)
-    load_dotenv()
     settings = Settings(
-        inferior=Side.from_environment("inferior"),
-        superior=Side.from_environment("superior"),
+        inferior=Upstream.from_environment("inferior"),
+        superior=Upstream.from_environment("superior"),
         api_key=os.environ.get("ROUTER_API_KEY", "").strip() or None,
-        **{name: getattr(args, name) for name in (f.name for f in fields(Settings)) if hasattr(args, name)},
+        threshold=args.threshold,
+        max_in_flight=args.max_in_flight,
+        timeout=args.timeout,
+        retries=args.retries,
+        fall_back_to_inferior=args.fall_back_to_inferior,
+        decision_log=args.decision_log,
+        log_prompts=args.log_prompts,
     )
-    listener = bind(args.host, args.port)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    if args.host not in LOCAL_NAMES and not settings.api_key:
-        warnings.warn("anyone who reaches this endpoint spends your money; set ROUTER_API_KEY", stacklevel=1)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with bind(args.host, args.port) as listener:
+        if args.host not in LOCAL_NAMES and not settings.api_key:
+            warnings.warn("anyone who reaches this endpoint spends your money; set ROUTER_API_KEY", stacklevel=1)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
-    # 2. Load the checkpoint.
-    router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
-    app = create_app(router, settings)
+        # 2. Load the checkpoint.
+        router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
+        app = create_app(router, settings)
 
-    # 3. Serve until Ctrl+C or SIGTERM.
-    allow_open_files(2 * settings.max_in_flight + 256)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn's own handler comes first, this one when it is done
-    listener.listen()  # who reads the next line can connect
-    host, port = listener.getsockname()[:2]
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    print(f"The endpoint is at {where} ({router.model_save_dir}, {router.backend}; Ctrl+C ends it)", flush=True)
-    make_server(app, args.grace).run(sockets=[listener])
+        # 3. Serve until Ctrl+C or SIGTERM.
+        allow_open_files(2 * settings.max_in_flight + 256)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # runs after uvicorn's own handler has stopped the server
+        listener.listen()  # before the address is printed, so that a script can connect as soon as it reads it
+        host, port = listener.getsockname()[:2]
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        print(f"The endpoint is at {where} ({router.model_save_dir}, {router.backend}; Ctrl+C ends it)", flush=True)
+        make_server(app, GRACE_SECONDS).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The endpoint as an ASGI application: which routes there are, what a request goes through, and which errors it meets.
 
-    app = create_app(Router.load(model_save_dir), Settings(inferior=Side(...), superior=Side(...)))
+    app = create_app(Router.load(model_save_dir), Settings(inferior=Upstream(...), superior=Upstream(...)))
 
 Nothing is kept between requests: the same conversation takes the same route on any replica.
 """
@@ -25,22 +25,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from inference.endpoint.records import LOG, USAGE_BYTES, DecisionLog, Metrics, Record
-from inference.endpoint.upstreams import Headers, NoAnswer, Side, Upstreams
-from router_data import SUPERIOR, InputError
-from router_model import MOST_CORES, Decision, Router, user_turns
+from inference.endpoint.upstreams import Headers, Upstream, UpstreamClient, UpstreamUnavailable
+from router_data import TIER_NAMES, InputError
+from router_model import MAX_CORES, Decision, Router, parse_router_model, scorable_turns, user_turns
 
-SHORT = 1000  # characters of a prompt that is scored in a few milliseconds
-LARGEST_BODY = 64 * 2**20  # bytes; images come as base64
-ROUTER_MODEL = re.compile(r"router(?:-(0|1|0?\.\d+|1\.0+))?")
-MODEL_KEY = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+INLINE_SCORING_MAX_CHARACTERS = 1000  # characters of a prompt that is scored in a few milliseconds
+MAX_BODY_BYTES = 64 * 2**20  # bytes; images come as base64
+MODEL_KEY = re.compile(rb'"model"\s*:\s*("(?:[^"\\]++|\\.)*+")')
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the endpoint is told beside the checkpoint; the flags say what each means."""
 
-    inferior: Side
-    superior: Side
+    inferior: Upstream
+    superior: Upstream
     threshold: float | None = None
     max_in_flight: int = 1000
     timeout: float = 300.0
@@ -138,7 +137,7 @@ class ChatCompletions:
         self.router, self.settings = router, settings
         self.checkpoint = router.model_save_dir.resolve().name
         self.threshold = router.settings.threshold if settings.threshold is None else settings.threshold
-        self.sides = {side.name: side for side in (settings.inferior, settings.superior)}
+        self.upstreams = {upstream.name: upstream for upstream in (settings.inferior, settings.superior)}
         self.metrics = Metrics()
         self.log = DecisionLog(settings.decision_log) if settings.decision_log else None
         self.in_flight = 0
@@ -146,8 +145,8 @@ class ChatCompletions:
     @asynccontextmanager
     async def lifespan(self, app: Starlette):
         # Scoring holds no lock of Python for most of its time, so the event loop goes on on another core.
-        self.pool = ThreadPoolExecutor(min(MOST_CORES, os.cpu_count() or 1), thread_name_prefix="router")
-        async with Upstreams(self.sides.values(), self.settings.timeout, self.settings.retries) as self.upstreams:
+        self.pool = ThreadPoolExecutor(min(MAX_CORES, os.cpu_count() or 1), thread_name_prefix="router")
+        async with UpstreamClient(self.upstreams.values(), self.settings.timeout, self.settings.retries) as self.client:
             yield
         self.pool.shutdown(wait=False, cancel_futures=True)
         if self.log:
@@ -184,20 +183,20 @@ class ChatCompletions:
         async with time_limit(self.settings.timeout):
             raw = await read_body(headers, receive)
         body = parse_body(raw)
-        record.asked, threshold = parse_model(body.get("model"))
+        record.requested_model, threshold = parse_model(body.get("model"))
 
         # From here on, the client's going away ends the work, here and upstream.
         started = False
         async with cancelled_when_gone(receive) as connection:
             # 2. Which model
-            record.side = await self._route(record, threshold, body.get("messages"))
-            sides = self._in_order(record)
-            bodies = {side.name: with_model(raw, body, side.model) for side in sides}
+            record.upstream = await self._route(record, threshold, body.get("messages"))
+            upstreams = self._in_order(record)
+            bodies = {upstream.name: with_model(raw, body, upstream.model) for upstream in upstreams}
 
             # 3. Its answer, as it comes
             try:
-                record.answer = await self.upstreams.ask(sides, bodies, scope["headers"], scope["query_string"])
-            except NoAnswer as error:
+                record.answer = await self.client.ask(upstreams, bodies, scope["headers"], scope["query_string"])
+            except UpstreamUnavailable as error:
                 record.failures = error.failures
                 code = "upstream_timeout" if error.status == 504 else "upstream_unreachable"
                 raise ApiError(error.status, code, f"no answer ({error})") from error
@@ -206,44 +205,45 @@ class ChatCompletions:
                 record.error = f"upstream_{record.status}"
             started = True
             await self._pass_on(record, send)
-        if connection.lost and not record.said_all:
+        if connection.lost and not record.stream_finished:
             record.status, record.error = 499, "client_gone"
         elif connection.stopped:
             record.error = "stopped"
             if not started:
                 raise ApiError(503, "stopped", "the router is being stopped")
 
-    async def _route(self, record: Record, threshold: float | None, messages: object) -> Side:
-        """Where the request goes: to the model asked for, else where the router sends the user's turns."""
-        if record.asked != "router":
+    async def _route(self, record: Record, threshold: float | None, messages: object) -> Upstream:
+        """Where the request goes: to the model requested_model for, else where the router sends the user's turns."""
+        if record.requested_model != "router":
             if self.settings.log_prompts:
                 with suppress(InputError, TypeError):
                     record.prompt = "\n\n".join(user_turns(messages))
-            return self.sides[record.asked]
-        turns = turns_of(messages)
-        if not any(turn.strip() for turn in turns):
-            return self.sides["superior"]
+            return self.upstreams[record.requested_model]
+        turns = turns_to_score(messages)
+        if turns is None:
+            return self.upstreams["superior"]
         threshold = self.threshold if threshold is None else threshold
         record.prompt = "\n\n".join(turns) if self.settings.log_prompts else None
         started = time.perf_counter()
-        if self.in_flight == 1 and sum(map(len, turns)) <= SHORT:  # nobody waits, and another thread takes time to wake
+        # Score on the event loop when idle: handing over to a thread costs 0.4 ms
+        if self.in_flight == 1 and sum(map(len, turns)) <= INLINE_SCORING_MAX_CHARACTERS:
             record.decision = self._decide(messages, threshold)
         else:
             loop = asyncio.get_running_loop()
             record.decision = await loop.run_in_executor(self.pool, self._decide, messages, threshold)
         record.decision_seconds = time.perf_counter() - started
-        return self.sides["superior" if record.decision.router_label == SUPERIOR else "inferior"]
+        return self.upstreams[TIER_NAMES[record.decision.router_label]]
 
     def _decide(self, messages: list[dict], threshold: float) -> Decision:
         return self.router.decide([messages], threshold)[0]
 
-    def _in_order(self, record: Record) -> list[Side]:
+    def _in_order(self, record: Record) -> list[Upstream]:
         """The models that may answer: a choice of the client's own is honoured, one of the router's can be mended."""
-        if record.asked == "router" and record.side.name == "inferior":
-            return [record.side, self.sides["superior"]]
-        if record.asked == "router" and self.settings.fall_back_to_inferior:
-            return [record.side, self.sides["inferior"]]
-        return [record.side]
+        if record.requested_model == "router" and record.upstream.name == "inferior":
+            return [record.upstream, self.upstreams["superior"]]
+        if record.requested_model == "router" and self.settings.fall_back_to_inferior:
+            return [record.upstream, self.upstreams["inferior"]]
+        return [record.upstream]
 
     async def _pass_on(self, record: Record, send) -> None:
         answer = record.answer
@@ -255,7 +255,9 @@ class ChatCompletions:
                 if keep_tail:
                     record.tail = (record.tail + chunk)[-USAGE_BYTES:]
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                record.said_all = chunk[-20:].rstrip().endswith(b"[DONE]")  # OpenAI's client leaves at this event
+                record.stream_finished = (
+                    chunk[-20:].rstrip().endswith(b"[DONE]")
+                )  # OpenAI's client leaves at this event
         except (aiohttp.ClientError, TimeoutError):
             # Without the end of the body the server breaks the connection: the client sees that something is missing.
             record.error = "stream_cut"
@@ -267,8 +269,8 @@ class ChatCompletions:
     def _keep(self, record: Record) -> None:
         LOG.info(record.line())
         self.metrics.count(record)
-        scored = record.decision or record.asked in self.sides
-        if self.log and record.side and scored and (record.prompt or not self.settings.log_prompts):
+        scored = record.decision or record.requested_model in self.upstreams
+        if self.log and record.upstream and scored and (record.prompt or not self.settings.log_prompts):
             self.log.append(record.row(self.checkpoint, self.settings.log_prompts))
 
 
@@ -277,8 +279,8 @@ class ChatCompletions:
 
 def check_key(authorization: str, api_key: str | None) -> None:
     """Raises ApiError where a key is needed and the header doesn't hold it."""
-    given = authorization.removeprefix("Bearer ").strip()
-    if api_key and not hmac.compare_digest(given.encode("latin-1"), api_key.encode()):
+    token = authorization.removeprefix("Bearer ").strip()
+    if api_key and not hmac.compare_digest(token.encode("latin-1"), api_key.encode()):
         raise ApiError(
             401, "invalid_api_key", "wrong or missing API key: send `Authorization: Bearer <ROUTER_API_KEY>`"
         )
@@ -302,8 +304,8 @@ async def read_body(headers: dict[bytes, bytes], receive) -> bytes:
             raise ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > LARGEST_BODY:
-            raise ApiError(413, "request_too_large", f"the body is larger than {LARGEST_BODY:,} bytes")
+        if size > MAX_BODY_BYTES:
+            raise ApiError(413, "request_too_large", f"the body is larger than {MAX_BODY_BYTES:,} bytes")
         if not message.get("more_body"):
             return b"".join(parts)
 
@@ -321,7 +323,7 @@ def parse_body(raw: bytes) -> dict:
 
 
 def parse_model(name: object) -> tuple[str, float | None]:
-    """Which of the models is asked for, "router", "inferior" or "superior", and the threshold in its name.
+    """Which of the models is requested_model for, "router", "inferior" or "superior", and the threshold in its name.
 
     Raises:
         ApiError: none of them.
@@ -330,20 +332,21 @@ def parse_model(name: object) -> tuple[str, float | None]:
         raise ApiError(400, "invalid_model", "`model` is missing or not a string", "model")
     if name in ("inferior", "superior"):
         return name, None
-    if match := ROUTER_MODEL.fullmatch(name):
-        return "router", None if match[1] is None else float(match[1])
+    is_router, threshold = parse_router_model(name)
+    if is_router:
+        return "router", threshold
     there = "router, router-<threshold> (such as router-0.35), inferior and superior"
     raise ApiError(404, "model_not_found", f"no model {name[:80]!r} here; there are {there}", "model")
 
 
-def turns_of(messages: object) -> list[str]:
-    """The texts of the user's turns; none where the user says nothing. Raises ApiError where they are malformed."""
+def turns_to_score(messages: object) -> list[str] | None:
+    """The texts of the user's turns; None where there is nothing to score. Raises ApiError where they are malformed."""
     if not isinstance(messages, list):
         raise ApiError(400, "invalid_messages", "`messages` is missing or not a list", "messages")
     if all(isinstance(message, dict) and message.get("role") not in (None, "user") for message in messages):
-        return []
+        return None
     try:
-        return user_turns(messages)
+        return scorable_turns(messages)
     except InputError as error:
         raise ApiError(400, "invalid_messages", str(error), "messages") from None
 

@@ -1,14 +1,13 @@
-"""What the endpoint keeps of each request: a log line, metrics for Prometheus and, if told to, a row of a decision log.
+"""What the endpoint keeps of each request: a log line, metrics for Prometheus and, on demand, a row of a decision log.
 
 No key is ever among them, and no text of a prompt but in the decision log with `log_prompts`. The row has the names
-that inference/score_prompts.py gives, and `prompt` is the text that was scored (the user's turns), so that batch
+of batch scoring, and `prompt` is the text that was scored (the user's turns), so that batch
 scoring, finetuning_model/choose_threshold.py and create_dataset/label_prompts.py read the log as it is.
 """
 
 import atexit
 import json
 import logging
-import os
 import queue
 import re
 import threading
@@ -20,9 +19,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from create_dataset.output_file import cut_torn_line, write_whole
-from inference.endpoint.upstreams import Answer, Headers, Side
-from router_data import InputError, encode_row
+from inference.endpoint.upstreams import Answer, Headers, Upstream
+from router_data import TIER_NAMES, InputError, RowAppender
 from router_model import Decision
 
 LOG = logging.getLogger("router")
@@ -30,6 +28,7 @@ SCORE_BUCKETS = [i / 20 for i in range(1, 21)]
 DECISION_BUCKETS = [0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5]
 FIRST_BYTE_BUCKETS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300]
 USAGE_BYTES = 8192  # an answer's usage stands in its last bytes
+LABEL_OF_TIER = {tier: label for label, tier in TIER_NAMES.items()}
 USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -37,8 +36,8 @@ USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 class Record:
     """One request, filled in as it goes."""
 
-    asked: str = "-"  # "router", "inferior" or "superior"
-    side: Side | None = None  # where it was routed to
+    requested_model: str = "-"  # "router", "inferior" or "superior"
+    upstream: Upstream | None = None  # where it was routed to
     threshold: float | None = None
     decision: Decision | None = None  # None where nothing had to be scored
     prompt: str | None = None  # what the user wrote, for the decision log
@@ -47,7 +46,7 @@ class Record:
     status: int = 0  # HTTP, as the client got it
     error: str | None = None
     tail: bytes = b""  # of the answer
-    said_all: bool = False  # a stream's last event has gone to the client
+    stream_finished: bool = False  # a stream's last event has gone to the client
     decision_seconds: float = 0.0
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.perf_counter)
@@ -59,25 +58,31 @@ class Record:
 
     def headers(self) -> Headers:
         """What was decided, for the client."""
-        if self.side is None:
+        if self.upstream is None:
             return []
-        side = self.answer.side if self.answer else self.side
-        told = {"model": side.name, "upstream-model": side.model}
+        upstream = self.answer.upstream if self.answer else self.upstream
+        headers = {"model": upstream.name, "upstream-model": upstream.model}
         if self.decision:
-            told["probability"] = f"{self.decision.router_score:.6f}"
-            told["threshold"] = f"{self.decision.threshold:g}"
-            told["truncated"] = str(self.decision.truncated).lower()
+            headers["score"] = f"{self.decision.router_score:.6f}"
+            headers["threshold"] = f"{self.decision.threshold:g}"
+            headers["truncated"] = str(self.decision.truncated).lower()
+            if self.decision.unfamiliar:
+                headers["unfamiliar"] = "true"
         if self.fallback:
-            told["fallback"] = self.fallback
-        return [(f"x-router-{name}".encode(), value.encode()) for name, value in told.items()]
+            headers["fallback"] = self.fallback
+        return [(f"x-router-{name}".encode(), value.encode()) for name, value in headers.items()]
 
     def line(self) -> str:
         """The log line: what was decided and how it went; nothing that the client wrote."""
-        parts = {"model": self.asked, "route": self.side.name if self.side else "-", "status": self.status}
+        parts = {
+            "model": self.requested_model,
+            "route": self.upstream.name if self.upstream else "-",
+            "status": self.status,
+        }
         if self.answer:
-            parts |= {"answered_by": self.answer.side.name, "upstream_model": self.answer.side.model}
+            parts |= {"answered_by": self.answer.upstream.name, "upstream_model": self.answer.upstream.model}
         if self.decision:
-            parts["probability"] = f"{self.decision.router_score:.4f}"
+            parts["score"] = f"{self.decision.router_score:.4f}"
             parts["threshold"] = f"{self.decision.threshold:g}"
             parts["truncated"] = str(self.decision.truncated).lower()
             parts["decision_ms"] = f"{1000 * self.decision_seconds:.1f}"
@@ -95,17 +100,17 @@ class Record:
         decision = self.decision
         return {
             "time": self.at.isoformat(timespec="milliseconds"),
-            "model": self.asked,
-            "routed_to": self.side.name,
+            "model": self.requested_model,
+            "router_label": LABEL_OF_TIER[self.upstream.name],
             "router_score": decision and round(decision.router_score, 6),
             "threshold": decision and decision.threshold,
             "router": router,
             "truncated": bool(decision and decision.truncated),
             "tokens_scored": decision.tokens_scored if decision else 0,
             "characters_received": decision.characters_received if decision else 0,
-            "long_prompt_policy": decision and decision.long_prompt_policy,
-            "answered_by": self.answer and self.answer.side.name,
-            "upstream_model": self.answer and self.answer.side.model,
+            "unfamiliar": bool(decision and decision.unfamiliar),
+            "answered_by": self.answer and self.answer.upstream.name,
+            "upstream_model": self.answer and self.answer.upstream.model,
             "fallback": self.fallback,
             "status": self.status,
             "error": self.error,
@@ -140,13 +145,13 @@ class Metrics:
             Counter,
             "decisions",
             "Requests by the model asked for, the route and its model",
-            ("asked", "route", "model"),
+            ("requested_model", "route", "model"),
         )
         self.fallbacks = make(Counter, "fallbacks", "Answers of another model than the one routed to", ("answered_by",))
         self.errors = make(Counter, "errors", "Requests that failed, by the reason", ("reason",))
         self.responses = make(Counter, "responses", "Responses by HTTP status", ("status",))
         self.in_flight = make(Gauge, "in_flight", "Requests under way")
-        self.score = make(Histogram, "superior_probability", "The router's score of each prompt", buckets=SCORE_BUCKETS)
+        self.score = make(Histogram, "score", "The router's score of each prompt", buckets=SCORE_BUCKETS)
         self.decision_time = make(
             Histogram, "decision_seconds", "Time to decide, waiting included", buckets=DECISION_BUCKETS
         )
@@ -154,21 +159,21 @@ class Metrics:
             Histogram,
             "upstream_first_byte_seconds",
             "Time to the first byte of the model that answered",
-            ("side",),
+            ("upstream",),
             buckets=FIRST_BYTE_BUCKETS,
         )
 
     def count(self, record: Record) -> None:
         """Count a request that has ended."""
-        if record.side:
-            self.decisions.labels(record.asked, record.side.name, record.side.model).inc()
+        if record.upstream:
+            self.decisions.labels(record.requested_model, record.upstream.name, record.upstream.model).inc()
         if record.decision:
             self.score.observe(record.decision.router_score)
             self.decision_time.observe(record.decision_seconds)
         if record.answer:
-            self.first_byte.labels(record.answer.side.name).observe(record.answer.seconds)
+            self.first_byte.labels(record.answer.upstream.name).observe(record.answer.seconds)
             if record.fallback:
-                self.fallbacks.labels(record.answer.side.name).inc()
+                self.fallbacks.labels(record.answer.upstream.name).inc()
         if record.error:
             self.errors.labels(record.error).inc()
         self.responses.labels(record.status).inc()
@@ -185,14 +190,7 @@ class DecisionLog:
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            self._file = os.fdopen(descriptor, "ab", buffering=0)
-            cut_torn_line(path)
-        except OSError as error:
-            raise InputError(f"cannot write --decision_log {path}: {error.strerror}") from error
+        self._appender = RowAppender(path)
         self._rows: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="decision log", daemon=True)
         self._thread.start()
@@ -219,6 +217,6 @@ class DecisionLog:
 
     def _write(self, row: dict) -> None:
         try:
-            write_whole(self._file, encode_row(row), self.path)
+            self._appender.append(row)
         except InputError as error:  # a full disk; answering goes on
             LOG.error("a row of the decision log is lost: %s", error)

@@ -26,21 +26,21 @@ from router_data import InputError
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10.0
-FIRST_WAIT, LONGEST_WAIT = 0.25, 5.0  # seconds between two tries; a longer Retry-After means: don't try again
-LARGEST_HEADER = 65536  # bytes of one line
+FIRST_WAIT, MAX_WAIT = 0.25, 5.0  # seconds between two tries; a longer Retry-After means: don't try again
+MAX_HEADER_BYTES = 65536  # bytes of one line
 
 HOP_BY_HOP = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     "upgrade".split()
 )
 CREDENTIALS = frozenset("authorization api-key x-api-key cookie".split())  # they are for this endpoint
-OF_THIS_HOP = HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "expect"}
+DROPPED_REQUEST_HEADERS = HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "expect"}
 
 Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True)
-class Side:
+class Upstream:
     """One of the two models: "inferior" or "superior", what the upstream calls it, where it is, and the key."""
 
     name: str
@@ -49,7 +49,7 @@ class Side:
     api_key: str = field(repr=False)
 
     @classmethod
-    def from_environment(cls, name: str) -> "Side":
+    def from_environment(cls, name: str) -> "Upstream":
         """From <NAME>_MODEL, <NAME>_BASE_URL (default: OpenAI's) and <NAME>_API_KEY.
 
         Raises:
@@ -77,21 +77,21 @@ class Side:
         return None if proxy_bypass(url.host) else getproxies().get(url.scheme)
 
 
-class NoAnswer(Exception):
+class UpstreamUnavailable(Exception):
     """None of the models asked gave an answer that could be passed on.
 
     Attributes:
-        failures: what went wrong, side by side: "inferior: status 503".
+        failures: what went wrong, upstream by upstream: "inferior: status 503".
         status: the HTTP status for the client, 502 or 504.
     """
 
     def __init__(self, failures: Sequence[str]):
         super().__init__("; ".join(failures))
         self.failures = list(failures)
-        self.status = 504 if failures[-1].endswith(_NoByte.TIMEOUT) else 502
+        self.status = 504 if failures[-1].endswith(UpstreamFailed.TIMEOUT) else 502
 
 
-class _NoByte(Exception):
+class UpstreamFailed(Exception):
     """An attempt ended before the first byte of an answer."""
 
     TIMEOUT = "timeout"
@@ -102,7 +102,7 @@ class _NoByte(Exception):
 class Answer:
     """An answer of which the first bytes are there. `close` it, read to its end or not."""
 
-    side: Side
+    upstream: Upstream
     status: int
     headers: Headers  # without those between upstream and us
     first: bytes
@@ -126,27 +126,27 @@ class Answer:
         self._response.close()
 
 
-class Upstreams:
+class UpstreamClient:
     """Sends chat completions; use it in an `async with` block."""
 
-    def __init__(self, sides: Sequence[Side], timeout: float, retries: int):
+    def __init__(self, upstreams: Sequence[Upstream], timeout: float, retries: int):
         """
         Args:
-            sides: the models.
+            upstreams: the models.
             timeout: seconds to wait for the first byte, and between two pieces of an answer.
             retries: how often one model is tried again.
         """
         self.timeout, self.retries = timeout, retries
-        self._proxies = {side.name: side.proxy for side in sides}
+        self._proxies = {upstream.name: upstream.proxy for upstream in upstreams}
 
-    async def __aenter__(self) -> "Upstreams":
+    async def __aenter__(self) -> "UpstreamClient":
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),  # the endpoint bounds what is in flight
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing is kept from one client for the next
             auto_decompress=False,
             skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
-            max_line_size=LARGEST_HEADER,
-            max_field_size=LARGEST_HEADER,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=min(self.timeout, CONNECT_SECONDS), sock_read=self.timeout
             ),
@@ -156,72 +156,74 @@ class Upstreams:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def ask(self, sides: Sequence[Side], bodies: dict[str, bytes], headers: Headers, query: bytes) -> Answer:
-        """The answer of the first of `sides` that is not down.
+    async def ask(
+        self, upstreams: Sequence[Upstream], bodies: dict[str, bytes], headers: Headers, query: bytes
+    ) -> Answer:
+        """The answer of the first of `upstreams` that is not down.
 
         Args:
-            sides: in the order in which they are asked.
-            bodies: the request for each side, by its name.
+            upstreams: in the order in which they are asked.
+            bodies: the request for each upstream, by its name.
             headers: the client's; those that are not meant for the upstream are left out.
             query: the client's query string.
 
         Raises:
-            NoAnswer: the last one gave none. If it gave an error by HTTP status, that is the answer.
+            UpstreamUnavailable: the last one gave none. If it gave an error by HTTP status, that is the answer.
         """
         failures: list[str] = []
-        for side in sides:
+        for upstream in upstreams:
             try:
-                answer = await self._ask_side(side, bodies[side.name], headers, query)
-            except _NoByte as error:
-                failures.append(f"{side.name}: {error}")
+                answer = await self._ask_with_retries(upstream, bodies[upstream.name], headers, query)
+            except UpstreamFailed as error:
+                failures.append(f"{upstream.name}: {error}")
                 continue
-            if not is_down(answer.status) or side is sides[-1]:
+            if not is_down(answer.status) or upstream is upstreams[-1]:
                 answer.failures = failures
                 return answer
             answer.close()
-            failures.append(f"{side.name}: status {answer.status}")
-        raise NoAnswer(failures)
+            failures.append(f"{upstream.name}: status {answer.status}")
+        raise UpstreamUnavailable(failures)
 
-    async def _ask_side(self, side: Side, body: bytes, headers: Headers, query: bytes) -> Answer:
+    async def _ask_with_retries(self, upstream: Upstream, body: bytes, headers: Headers, query: bytes) -> Answer:
         for attempt in range(self.retries + 1):
             wait = FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
             try:
-                answer = await self._ask_once(side, body, headers, query)
-            except _NoByte as error:
-                if attempt == self.retries or str(error) == _NoByte.TIMEOUT:  # it would take as long again
+                answer = await self._ask_once(upstream, body, headers, query)
+            except UpstreamFailed as error:
+                if attempt == self.retries or str(error) == UpstreamFailed.TIMEOUT:  # it would take as long again
                     raise
             else:
                 wait = max(wait, retry_after(answer.headers))
-                if not is_down(answer.status) or attempt == self.retries or wait > LONGEST_WAIT:
+                if not is_down(answer.status) or attempt == self.retries or wait > MAX_WAIT:
                     return answer
                 answer.close()
-            await asyncio.sleep(min(wait, LONGEST_WAIT))
+            await asyncio.sleep(min(wait, MAX_WAIT))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask_once(self, side: Side, body: bytes, headers: Headers, query: bytes) -> Answer:
+    async def _ask_once(self, upstream: Upstream, body: bytes, headers: Headers, query: bytes) -> Answer:
         started = time.perf_counter()
-        url = f"{side.base_url}/chat/completions" + (f"?{query.decode('latin-1')}" if query else "")
+        url = f"{upstream.base_url}/chat/completions" + (f"?{query.decode('latin-1')}" if query else "")
         response = None
         try:
             async with asyncio.timeout(self.timeout):
                 response = await self._session.post(
                     URL(url, encoded=True),
                     data=io.BytesIO(body),
-                    headers=request_headers(headers, side.api_key),
+                    headers=request_headers(headers, upstream.api_key),
                     allow_redirects=False,
-                    proxy=self._proxies[side.name],
+                    proxy=self._proxies[upstream.name],
                 )
                 first = await response.content.readany()
         except BaseException as error:
             if response is not None:
                 response.close()
             if isinstance(error, TimeoutError):
-                raise _NoByte(_NoByte.TIMEOUT) from error
+                raise UpstreamFailed(UpstreamFailed.TIMEOUT) from error
             if isinstance(error, aiohttp.ClientError | OSError):
-                raise _NoByte(_NoByte.CONNECTION) from error
+                raise UpstreamFailed(UpstreamFailed.CONNECTION) from error
             raise
         seconds = time.perf_counter() - started
-        return Answer(side, response.status, response_headers(response.raw_headers), first, seconds, [], response)
+        return Answer(upstream, response.status, response_headers(response.raw_headers), first, seconds, [], response)
 
 
 def is_down(status: int) -> bool:
@@ -241,7 +243,9 @@ def retry_after(headers: Headers) -> float:
 
 def request_headers(headers: Headers, api_key: str) -> CIMultiDict:
     """The client's headers for the upstream, with the upstream's own key."""
-    kept = CIMultiDict((name, value.decode("utf-8", "replace")) for name, value in _end_to_end(headers, OF_THIS_HOP))
+    kept = CIMultiDict(
+        (name, value.decode("utf-8", "replace")) for name, value in _end_to_end(headers, DROPPED_REQUEST_HEADERS)
+    )
     kept["authorization"] = f"Bearer {api_key}"
     return kept
 
@@ -256,10 +260,10 @@ def response_headers(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
 def _end_to_end(headers: Sequence[tuple[bytes, bytes]], dropped: frozenset[str]) -> list[tuple[str, bytes]]:
     """Headers without those dropped and those that `connection` names, names in lower case."""
     named = [(name.decode("latin-1").lower(), value) for name, value in headers]
-    of_connection = {
+    connection_header_names = {
         word.strip().lower()
         for name, value in named
         if name == "connection"
         for word in value.decode("latin-1").split(",")
     }
-    return [(name, value) for name, value in named if name not in dropped and name not in of_connection]
+    return [(name, value) for name, value in named if name not in dropped and name not in connection_header_names]

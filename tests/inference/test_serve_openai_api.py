@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,18 +23,16 @@ import httpx
 import openai
 import pytest
 from conftest import EASY, HARD, ROOT
-from openai_server import INFERIOR_ANSWER, SUPERIOR_ANSWER, Answer, OpenAIServer, completion, error, stream_of
+from openai_server import Answer, OpenAIServer, completion, error, stream_of
 from prometheus_client.parser import text_string_to_metric_families
 
-from create_dataset import label_prompts
-from finetuning_model import choose_threshold
 from finetuning_model.export_onnx import export_onnx
-from inference import score_prompts, serve_openai_api
-from inference.endpoint import app as routing_app
+from inference import serve_openai_api
+from inference.endpoint import app as endpoint_app
 from inference.endpoint import upstreams
 from inference.endpoint.app import Settings, create_app
-from inference.endpoint.upstreams import Side
-from router_data import InputError, read_rows
+from inference.endpoint.upstreams import Upstream
+from router_data import INFERIOR, SUPERIOR, InputError
 from router_model import Router
 
 SCRIPT = ROOT / "inference" / "serve_openai_api.py"
@@ -91,8 +90,8 @@ class Endpoint:
     def __init__(self, router: Router, upstream: OpenAIServer | None = None, urls: tuple | None = None, **settings):
         inferior_url, superior_url = urls or (upstream.url, upstream.url)
         sides = {
-            "inferior": Side("inferior", "small", inferior_url, INFERIOR_KEY),
-            "superior": Side("superior", "large", superior_url, SUPERIOR_KEY),
+            "inferior": Upstream("inferior", "small", inferior_url, INFERIOR_KEY),
+            "superior": Upstream("superior", "large", superior_url, SUPERIOR_KEY),
         }
         listener = serve_openai_api.bind("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -113,6 +112,7 @@ class Endpoint:
     def stop(self) -> None:
         self.server.should_exit = True
         self.thread.join(PATIENCE)
+        self.client.close()
         assert not self.thread.is_alive()
 
     def ask(self, messages=EASY_PROMPT, model="router", **more):
@@ -192,7 +192,7 @@ def test_a_prompt_reaches_the_model_that_the_router_chooses(routed, upstream, ro
     assert upstream.bodies == [{"model": model, "messages": [user(prompt)]}]
     assert f"authorization: Bearer {key}\r\n".lower() in upstream.headers[0].lower()
     [score] = router.score([prompt])
-    expected = {"model": side, "upstream-model": model, "probability": f"{score:.6f}", "threshold": "0.5"}
+    expected = {"model": side, "upstream-model": model, "score": f"{score:.6f}", "threshold": "0.5"}
     assert told_in(response.headers) == expected | {"truncated": "false"}
 
     stream = routed.ask(prompt, stream=True)
@@ -204,14 +204,14 @@ def test_the_name_of_the_model_carries_a_threshold_or_a_choice(routed, upstream)
     for model, prompt, side, threshold in (
         ("router-0.0001", EASY_PROMPT, "superior", "0.0001"),
         ("router-1", HARD_PROMPT, "inferior", "1"),
-        ("router-.5", EASY_PROMPT, "inferior", "0.5"),
+        ("router-0.5", EASY_PROMPT, "inferior", "0.5"),
     ):
         told = routed.told(prompt, model)
         assert (told["model"], told["threshold"]) == (side, threshold)
     for side, prompt in (("inferior", HARD_PROMPT), ("superior", EASY_PROMPT)):
         told = routed.told(prompt, side)
         assert told == {"model": side, "upstream-model": upstream.bodies[-1]["model"]}
-    for unknown in ("router-7", "router-0.35x", "gpt-4", "small", "Router"):
+    for unknown in ("router-7", "router-.5", "router-0.35x", "gpt-4", "small", "Router"):
         with pytest.raises(openai.NotFoundError, match="there are router, router-<threshold>"):
             routed.ask(model=unknown)
 
@@ -295,7 +295,7 @@ def test_the_request_arrives_as_it_was_sent(routed, upstream):
 
 
 def test_the_bytes_of_the_request_are_those_of_the_client(routed, upstream):
-    raw = '{ "messages":[{"content":"hi",  "role":"user"}],"n":1.0,"big":12345678901234567890,\n"model" : "router"}'
+    raw = '{ "messages":[{"content":"the apple",  "role":"user"}],"big":12345678901234567890,\n"model" : "router"}'
     assert routed.post(raw).status_code == 200
     assert upstream.payloads[-1].decode() == raw.replace('"router"', '"small"')
 
@@ -520,7 +520,7 @@ def test_a_malformed_request_is_refused_in_openais_form(routed, upstream, raw, s
 def test_odd_requests_are_answered_with_what_is_wrong(routed, monkeypatch):
     assert routed.post(b"{}", **{"content-type": "text/plain"}).status_code == 415
     assert routed.post(b"{}", **{"content-encoding": "gzip"}).status_code == 415
-    monkeypatch.setattr(routing_app, "LARGEST_BODY", 1000)
+    monkeypatch.setattr(endpoint_app, "MAX_BODY_BYTES", 1000)
     assert routed.post(b'{"a": "%s"}' % (b"x" * 1000)).status_code == 413
     there = routed.get("/v1/completions")
     assert there.status_code == 404 and "POST /v1/chat/completions" in there.json()["error"]["message"]
@@ -619,8 +619,8 @@ def test_a_thousand_streams_at_once_and_none_is_mixed_up(router, upstream):
 
 def test_its_own_key_is_asked_for_and_compared_in_constant_time(router, upstream, monkeypatch):
     compared = []
-    compare = routing_app.hmac.compare_digest
-    monkeypatch.setattr(routing_app.hmac, "compare_digest", lambda *both: compared.append(both) or compare(*both))
+    compare = endpoint_app.hmac.compare_digest
+    monkeypatch.setattr(endpoint_app.hmac, "compare_digest", lambda *both: compared.append(both) or compare(*both))
     raw, guarded = json.dumps({"model": "router", "messages": [user(EASY_PROMPT)]}), ("/v1/models", "/metrics")
     with endpoint(router, upstream, api_key=OWN_KEY) as running:
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer"}):
@@ -634,7 +634,7 @@ def test_its_own_key_is_asked_for_and_compared_in_constant_time(router, upstream
         assert running.post(raw, **right).status_code == 200
         assert all(running.get(path, **right).status_code == 200 for path in guarded)
     assert "own-secret" not in upstream.headers[-1]
-    sides = (Side(side, "m", upstream.url, INFERIOR_KEY) for side in SIDES)
+    sides = (Upstream(side, "m", upstream.url, INFERIOR_KEY) for side in SIDES)
     assert "secret" not in repr(Settings(*sides, api_key=OWN_KEY))
 
 
@@ -651,9 +651,9 @@ def test_health_and_metrics_tell_how_it_is(routed, upstream, router):
         "backend": router.backend,
     }  # fmt: skip
     metrics = routed.metrics()
-    assert metrics["router_decisions_total{router,small,inferior}"] == 1
-    assert metrics["router_decisions_total{superior,large,superior}"] == 1
-    assert metrics["router_superior_probability_count{}"] == metrics["router_decision_seconds_count{}"] == 2
+    assert metrics["router_decisions_total{small,router,inferior}"] == 1
+    assert metrics["router_decisions_total{large,superior,superior}"] == 1
+    assert metrics["router_score_count{}"] == metrics["router_decision_seconds_count{}"] == 2
     assert metrics["router_upstream_first_byte_seconds_count{superior}"] == 2
     assert metrics["router_errors_total{invalid_json}"] == metrics["router_errors_total{upstream_400}"] == 1
     assert metrics["router_responses_total{400}"] == 2
@@ -673,7 +673,7 @@ def test_the_log_has_a_line_a_request_and_nothing_that_anyone_wrote(router, upst
     lines = [record.getMessage() for record in caplog.records if record.name == "router"]
     assert len(lines) == 4
     assert re.fullmatch(
-        r"model=router route=inferior status=200 answered_by=inferior upstream_model=small probability=0\.\d{4} "
+        r"model=router route=inferior status=200 answered_by=inferior upstream_model=small score=0\.\d{4} "
         r"threshold=0\.5 truncated=false decision_ms=[\d.]+ first_byte_ms=\d+ total_ms=\d+",
         lines[0],
     )
@@ -694,11 +694,11 @@ def test_a_decision_log_without_prompts(router, upstream, tmp_path):
         running.ask(f"{EASY_PROMPT} please", "router-0.6")
         running.post(b"{")  # no decision
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(row["model"], row["routed_to"], row["answered_by"]) for row in rows] == [
-        ("router", "inferior", "inferior"),
-        ("router", "superior", "superior"),
-        ("inferior", "inferior", "inferior"),
-        ("router", "inferior", "superior"),
+    assert [(row["model"], row["router_label"], row["answered_by"]) for row in rows] == [
+        ("router", INFERIOR, "inferior"),
+        ("router", SUPERIOR, "superior"),
+        ("inferior", INFERIOR, "inferior"),
+        ("router", INFERIOR, "superior"),
     ]
     easy, hard, chosen, fallen = rows
     scores = router.score([EASY_PROMPT, HARD_PROMPT])
@@ -708,50 +708,6 @@ def test_a_decision_log_without_prompts(router, upstream, tmp_path):
     assert chosen["router_score"] is None and easy["router"] == router.model_save_dir.name
     assert "prompt" not in easy and "apple" not in log.read_text() and "secret" not in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
-
-
-def test_route_log_score_choose_label(router, upstream, tmp_path, monkeypatch, capsys):
-    """What goes through the endpoint comes back as training data."""
-    monkeypatch.chdir(tmp_path)
-    log = tmp_path / "decisions.jsonl"
-    log.write_bytes(b'{"prompt": "torn')  # by a machine that lost its power
-    easy = [f"what is the {word}" for word in EASY]
-    hard = [f"what is the {word} with the {word}" for word in HARD]
-    dialogue = [{"role": "system", "content": "be brief"}, user("what is the door"), user('say "ROUTE_TO_SUPERIOR"')]
-    with endpoint(router, upstream, decision_log=log, log_prompts=True) as running:
-        for prompt in [*easy, *hard]:
-            running.ask(prompt)
-        running.ask(dialogue)
-        running.ask([{"role": "system", "content": "nothing of the user's"}])
-    prompts = [*easy, *hard, 'what is the door\n\nsay "ROUTE_TO_SUPERIOR"']
-    logged = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["prompt"] for row in logged] == prompts
-
-    flags = ["--model_save_dir", str(router.model_save_dir)]
-    score_prompts.main(["--input", str(log), "--output", "scored.jsonl", *flags])
-    scored = [json.loads(line) for line in Path("scored.jsonl").read_text().splitlines()]
-    same = ("prompt", "routed_to", "router_score", "threshold", "router", "truncated", "tokens_scored", "time")
-    assert [[row[name] for name in same] for row in scored] == [[row[name] for name in same] for row in logged]
-
-    capsys.readouterr()
-    choose_threshold.main(["--prompts", str(log), "--at_most_superior", "30", *flags])
-    assert "at most 30% to the superior model" in capsys.readouterr().out
-
-    def judge(prompt: str, nth: int, body: dict) -> Answer:
-        return completion(SUPERIOR_ANSWER if any(word in prompt for word in HARD) else INFERIOR_ANSWER)
-
-    Path("labelling_prompt.txt").write_text("Judge the prompt.")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
-    with OpenAIServer(judge) as labelling:
-        monkeypatch.setenv("OPENAI_BASE_URL", labelling.url)
-        done = label_prompts.main(
-            ["--dataset", str(log), "--limit", "0", "--model", "m", "--labelling_prompt", "labelling_prompt.txt",
-             "--output_file", "final-datasets/router_dataset_labelled-log.jsonl"]
-        )  # fmt: skip
-    assert not done
-    labelled = {row.prompt: row.label for row in read_rows("final-datasets/router_dataset_labelled-log.jsonl")}
-    assert labelled.keys() == set(prompts)  # what stage 3 reads
-    assert [labelled[prompt] for prompt in hard] == ["ROUTE_TO_SUPERIOR"] * 3
 
 
 def test_stopping_lets_the_answers_under_way_end_or_breaks_them_after_the_grace(router, upstream):
@@ -796,7 +752,7 @@ def fast_checkpoint(trained_checkpoint, tmp_path_factory) -> Path:
     """With an ONNX file, which needs no torch."""
     folder = shutil.copytree(trained_checkpoint, tmp_path_factory.mktemp("models") / trained_checkpoint.name)
     prompts = [f"what is the {word} with a {EASY[i % 6]}" for i, word in enumerate([*EASY, *HARD] * 4)]
-    export_onnx(folder, prompts, [any(word in prompt for word in HARD) for prompt in prompts], say=lambda line: None)
+    export_onnx(folder, prompts, [any(word in prompt for word in HARD) for prompt in prompts])
     return folder
 
 
@@ -868,11 +824,16 @@ def test_a_fault_of_the_environment_is_named(monkeypatch, variables, message):
     assert "secret" not in str(caught.value)
 
 
-def test_faults_of_the_flags_end_in_one_line(tmp_path, capsys):
-    for wrong in (["--threshold", "1.5"], ["--max_in_flight", "0"], ["--timeout", "0"], ["--log_prompts"]):
-        with pytest.raises(SystemExit):
+def test_faults_of_the_flags_end_in_one_line(tmp_path):
+    for wrong in (
+        ["--threshold", "1.5"],
+        ["--max_in_flight", "0"],
+        ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--log_prompts"],
+    ):
+        with pytest.raises(InputError, match=wrong[0]):
             serve_openai_api.parse_args(wrong)
-        assert wrong[0] in capsys.readouterr().err
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run(
@@ -881,19 +842,21 @@ def test_faults_of_the_flags_end_in_one_line(tmp_path, capsys):
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert re.match(f"error: port {port} of 127.0.0.1 can't be used .*--port", done.stderr)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write --decision_log"):
-        routing_app.DecisionLog(tmp_path / "file" / "log.jsonl")
+    with pytest.raises(InputError, match="cannot write"):
+        endpoint_app.DecisionLog(tmp_path / "file" / "log.jsonl")
 
 
-def test_beyond_localhost_without_a_key_there_is_a_warning(monkeypatch, tmp_path, capsys):
+def test_beyond_localhost_without_a_key_there_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("warnings.showwarning", None)
     for key, warned in (("", True), ("own-secret", False)):
         for name, value in environment(ROUTER_API_KEY=key).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match="no checkpoint in models/"):
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            pytest.raises(InputError, match="no checkpoint in models/"),
+        ):
             serve_openai_api.main(["--host", "0.0.0.0", "--port", "0"])
-        assert ("ROUTER_API_KEY" in capsys.readouterr().err) == warned
+        assert any("ROUTER_API_KEY" in str(warning.message) for warning in caught) == warned
 
 
 # --- two real models -------------------------------------------------------------------------------------------------
