@@ -1,10 +1,10 @@
 """Stage 1: how often do people prefer the answers of inferior models, question by question of MT-Bench?
 
-Reads lmsys/mt_bench_human_judgments (from the hub, or a local copy) and counts the votes between two tiers of models.
-Writes into the output folder
-    mt_bench_questions_labelled.jsonl   the questions, ranked and labelled
-    labelling_prompt.txt                a rubric with the clearest questions, for the labelling model of stage 2
-    mt_bench_analysis.md                the report; its plots are in mt_bench_analysis/
+Reads   lmsys/mt_bench_human_judgments (from the hub, or a local copy): the votes between two tiers of models
+Writes  into the output folder
+        mt_bench_questions_labelled.jsonl   the questions, ranked and labelled
+        labelling_prompt.txt                a rubric with the clearest questions, for the labelling model of stage 2
+        mt_bench_analysis.md                the report; its plots are in mt_bench_analysis/
 
 Example:
     python3 dataset_analysis/analyse_human_judgments.py
@@ -12,47 +12,70 @@ Example:
 """
 
 import argparse
-import json
 import shlex
 import sys
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from router_data import INFERIOR, LABELS, SUPERIOR, InputError, LabelledQuestion, run_script, write_rows
+from router_data import (
+    DATASETS_DIR,
+    INFERIOR,
+    LABELLING_PROMPT_FILE,
+    LABELS,
+    QUESTIONS_FILE,
+    SAMPLE_FILE,
+    SUPERIOR,
+    InputError,
+    LabelledQuestion,
+    now,
+    program_parser,
+    run_script,
+    write_rows,
+    write_text_atomically,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dataset_analysis.report import Analysis
 
 DATASET = "lmsys/mt_bench_human_judgments"
 SUPERIOR_MODELS = ["gpt-4", "gpt-3.5-turbo", "claude-v1"]
 INFERIOR_MODELS = ["vicuna-13b-v1.2", "alpaca-13b", "llama-13b"]
-OUTPUT_DIR = Path("./final-datasets")
 TEMPLATE = Path(__file__).with_name("labelling_prompt_template.txt")
-SAMPLE = "final-datasets/sample/router_dataset_sample.jsonl"
+REPORT_NAME = "mt_bench_analysis.md"
 EXAMPLE_PAIRS = 6  # categories in the labelling prompt, one question of each label from each
-SURE = 0.9  # a question shown there has its label with at least this probability
+MIN_LABEL_CONFIDENCE = 0.9  # a question shown there has its label with at least this probability
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked."""
+    parser = program_parser(__doc__)
+    # fmt: off
     add = parser.add_argument
-    add("--dataset", default=DATASET, help="hub id; or a folder with human.parquet and, if at hand, gpt4_pair.parquet "
-        "and question.jsonl; or a file of human votes (default: %(default)s)")  # fmt: skip
+    add("--dataset", default=DATASET,
+        help="hub id; or a folder with human.parquet and, if at hand, gpt4_pair.parquet and question.jsonl; or a file "
+        "of human votes (default: %(default)s)")
     add("--superior_models", nargs="+", default=SUPERIOR_MODELS, metavar="MODEL",
-        help=f"the expensive tier (default: {' '.join(SUPERIOR_MODELS)})")  # fmt: skip
+        help=f"the expensive tier (default: {' '.join(SUPERIOR_MODELS)})")
     add("--inferior_models", nargs="+", default=INFERIOR_MODELS, metavar="MODEL",
-        help=f"the cheap tier (default: {' '.join(INFERIOR_MODELS)})")  # fmt: skip
-    add("--threshold", type=float, metavar="RATIO", help="inferior ratio, 0 to 1, from which a question is "
-        f"{INFERIOR} (default: the median of the questions)")  # fmt: skip
-    add("--output_dir", type=Path, default=OUTPUT_DIR, help="folder to write to (default: ./%(default)s)")
+        help=f"the cheap tier (default: {' '.join(INFERIOR_MODELS)})")
+    add("--threshold", type=float, metavar="RATIO",
+        help=f"inferior ratio, 0..1, from which a question is {INFERIOR} (default: the median of the questions)")
+    add("--output_dir", type=Path, default=DATASETS_DIR, help="folder to write to (default: ./%(default)s)")
+    # fmt: on
     args = parser.parse_args(argv)
     if args.threshold is not None and not 0 < args.threshold < 1:
-        parser.error("--threshold must lie between 0 and 1")
+        raise InputError(f"--threshold {args.threshold:g} is not between 0 and 1")
     return args
 
 
-def rank_questions(votes, texts):
+def rank_questions(votes: "pd.DataFrame", texts: "pd.DataFrame") -> "pd.DataFrame":
     """The questions that have votes between the tiers, ranked by how hard they are for the inferior models.
 
     Of questions with the same ratio, those rank as harder whose votes shrink it less towards a half (there are more
@@ -85,8 +108,8 @@ def rank_questions(votes, texts):
     return questions.drop(columns="shrunken")
 
 
-def label_questions(questions, threshold: float | None):
-    """Add the columns label and sure: how likely the true ratio is on the label's side of the threshold.
+def label_questions(questions: "pd.DataFrame", threshold: float | None) -> tuple["pd.DataFrame", float]:
+    """Add label and label_confidence: how likely the true ratio is on the label's side of the threshold.
 
     Args:
         questions: `rank_questions`.
@@ -112,48 +135,53 @@ def label_questions(questions, threshold: float | None):
         )
     under = probability_below(chosen, questions["points"].to_numpy(), questions["votes"].to_numpy())
     label = np.where(below, SUPERIOR, INFERIOR)
-    return questions.assign(label=label, sure=np.where(below, under, 1 - under)), chosen
+    return questions.assign(label=label, label_confidence=np.where(below, under, 1 - under)), chosen
 
 
-def choose_examples(questions, threshold: float) -> list[int]:
+def choose_examples(questions: "pd.DataFrame", threshold: float) -> list[int]:
     """The question_ids to show to the labelling model: one of each label from each of at most six categories.
 
-    A question qualifies if its label is sure (SURE), the first-turn votes alone give the same label (a router sees
-    the first turn only) and, for INFERIOR, ties are at most half of its votes: a tie may mean that all models failed.
-    Each category offers its surest question of either label; the categories with the surest pairs are taken, so the
-    subject says nothing about the label. The order of the two alternates.
+    A question qualifies if its label is certain (MIN_LABEL_CONFIDENCE), the first-turn votes alone give the same label
+    (a router sees the first turn only) and, for INFERIOR, ties are at most half of its votes: a tie may mean that all
+    models failed. Each category offers its most certain question of either label; the categories with the most certain
+    pairs are taken, so the subject says nothing about the label. The order of the two alternates.
     """
     first_turn_agrees = (questions["first_turn_ratio"] < threshold) == (questions["label"] == SUPERIOR)
     few_ties = (questions["ties"] <= questions["votes"] / 2) | (questions["label"] == SUPERIOR)
-    clear = questions[(questions["sure"] >= SURE) & first_turn_agrees & few_ties]
-    surest = clear.sort_values("sure", ascending=False, kind="stable").reset_index()
-    surest = surest.drop_duplicates(["category", "label"]).pivot(index="category", columns="label")
-    surest = surest.reindex(
-        columns=[(column, label) for column in ("question_id", "sure") for label in LABELS]
-    ).dropna()
-    pairs = surest.loc[surest["sure"].min(axis=1).sort_values(ascending=False, kind="stable").index[:EXAMPLE_PAIRS]]
-    pairs = pairs["question_id"].astype(int).to_numpy()
-    return [int(number) for i, pair in enumerate(pairs) for number in (pair if i % 2 else pair[::-1])]
+    clear = questions[(questions["label_confidence"] >= MIN_LABEL_CONFIDENCE) & first_turn_agrees & few_ties]
+    clear = clear.sort_values("label_confidence", ascending=False, kind="stable")
+    pairs = []
+    for category in sorted(set(clear["category"])):
+        found = [clear[(clear["category"] == category) & (clear["label"] == label)] for label in LABELS]
+        if all(len(candidates) for candidates in found):
+            confidence = min(candidates["label_confidence"].iloc[0] for candidates in found)
+            pairs.append((confidence, [int(candidates.index[0]) for candidates in found]))
+    pairs.sort(key=lambda pair: -pair[0])
+    return [number for i, (_, pair) in enumerate(pairs[:EXAMPLE_PAIRS]) for number in (pair if i % 2 else pair[::-1])]
 
 
-def labelling_prompt(questions, shown: list[int], superior_models: list[str], inferior_models: list[str]) -> str:
-    """The template, filled with the questions shown, in their order."""
+def labelling_prompt(analysis: "Analysis", superior_models: list[str], inferior_models: list[str]) -> str:
+    """The template, filled with the questions shown, in their order, and how people voted on them."""
 
-    def example(question) -> str:
-        answer = json.dumps({"label": question["label"]})
-        return f"<example>\n<prompt>\n{question['prompt']}\n</prompt>\n{answer}\n</example>"
+    def example(number: int) -> str:
+        question = analysis.questions.loc[number]
+        votes = (
+            f"{question['superior_wins']} for the stronger models, {question['ties']} ties, "
+            f"{question['inferior_wins']} for the weaker ones; the difference is "
+            f"{'large' if question['label'] == SUPERIOR else 'small'}"
+        )
+        return f"<example>\n<prompt>\n{question['prompt']}\n</prompt>\n<votes>{votes}</votes>\n</example>"
 
-    examples = "\n\n".join(example(questions.loc[number]) for number in shown)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         superior_models=", ".join(superior_models),
         inferior_models=", ".join(inferior_models),
-        examples=examples or "(none: the votes leave no question clear enough)",
+        examples="\n\n".join(map(example, analysis.few_shot_ids)) or "(none: the votes leave no question clear enough)",
     )
 
 
-def labelled_rows(questions, shown: list[int]) -> list[LabelledQuestion]:
-    """The questions as rows of contract, the hardest first."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+def labelled_rows(analysis: "Analysis") -> list[LabelledQuestion]:
+    """The questions as rows of contract 1, the hardest first."""
+    questions, labelled_at = analysis.questions, now()
     columns = [name for name in LabelledQuestion.model_fields if name in questions]
     return [
         LabelledQuestion(
@@ -162,11 +190,64 @@ def labelled_rows(questions, shown: list[int]) -> list[LabelledQuestion]:
             source=DATASET,
             source_id=str(number),
             labelled_by="human",
-            labelled_at=now,
-            in_labelling_prompt=number in shown,
+            labelled_at=labelled_at,
+            in_labelling_prompt=number in analysis.few_shot_ids,
         )
         for number, fields in zip(questions.index.tolist(), questions.to_dict("records"), strict=True)
     ]
+
+
+def analyse(args: argparse.Namespace) -> "Analysis":
+    """Read the judgments, keep the votes between the tiers, rank and label the questions, choose the clearest.
+
+    Raises:
+        InputError: the data or the tiers don't allow it; says why.
+    """
+    from dataset_analysis.read_judgments import (
+        check_tiers,
+        gpt4_votes,
+        question_texts,
+        read_judgments,
+        votes_between_tiers,
+    )
+    from dataset_analysis.report import Analysis
+
+    judgments = read_judgments(args.dataset)
+    check_tiers(judgments.human, args.superior_models, args.inferior_models)
+    votes = votes_between_tiers(judgments.human, args.superior_models, args.inferior_models)
+    if votes.empty:
+        raise InputError("no vote is between --superior_models and --inferior_models; choose models that met")
+    texts = question_texts(judgments)
+    questions, threshold = label_questions(rank_questions(votes, texts), args.threshold)
+    return Analysis(
+        source=judgments.read_from,
+        human_votes=len(judgments.human),
+        votes=votes,
+        gpt4_votes=gpt4_votes(judgments, args.superior_models, args.inferior_models),
+        questions=questions,
+        threshold=threshold,
+        threshold_is_median=args.threshold is None,
+        few_shot_ids=choose_examples(questions, threshold),
+        questions_without_votes=len(texts) - len(questions),
+    )
+
+
+def describe(analysis: "Analysis") -> str:
+    """What was found, in lines to print."""
+    questions, counts = analysis.questions, analysis.questions["label"].value_counts()
+    lines = [
+        f"read {analysis.source}: {len(analysis.votes):,} of {analysis.human_votes:,} human votes are between the "
+        "tiers",
+        f"{len(questions)} questions, mean inferior ratio {questions['inferior_ratio'].mean():.3f}; threshold "
+        f"{analysis.threshold:.3f}: {counts[SUPERIOR]} {SUPERIOR}, {counts[INFERIOR]} {INFERIOR}",
+    ]
+    if counts.min() < 0.3 * len(questions):
+        lines.append(
+            f"note: few questions are {counts.idxmin()}; choose another --threshold to judge a router on both labels"
+        )
+    if not analysis.few_shot_ids:
+        lines.append("note: no category has a clear question of both labels; the labelling prompt shows no examples")
+    return "\n".join(lines)
 
 
 def make_folder(path: Path) -> None:
@@ -184,70 +265,39 @@ def make_folder(path: Path) -> None:
 def next_commands(output_dir: Path) -> str:
     """What to run now; names the files where stage 2 wouldn't look for them."""
     label = "python3 create_dataset/label_prompts.py --limit 100 --dry_run"
-    if output_dir.resolve() != OUTPUT_DIR.resolve():
-        label += f" --labelling_prompt {shlex.quote(str(output_dir / 'labelling_prompt.txt'))}"
-        label += f" --questions_file {shlex.quote(str(output_dir / 'mt_bench_questions_labelled.jsonl'))}"
-    train = f"python3 finetuning_model/finetune_bert.py --train_files {SAMPLE}"
-    return f"next, label prompts:  {label}\nor train on the sample: {train}"
+    if output_dir.resolve() != DATASETS_DIR.resolve():
+        label += f" --labelling_prompt {shlex.quote(str(output_dir / LABELLING_PROMPT_FILE.name))}"
+        label += f" --questions_file {shlex.quote(str(output_dir / QUESTIONS_FILE.name))}"
+    train = f"python3 finetuning_model/finetune_bert.py --train_files {SAMPLE_FILE}"
+    return f"with no key, train on the sample: {train}\nnext: {label}"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rank and label the questions, write them, the labelling prompt and the report."""
     args = parse_args(argv)
 
-    from dataset_analysis.read_judgments import (
-        check_tiers,
-        gpt4_votes,
-        question_texts,
-        read_judgments,
-        votes_between_tiers,
-    )
+    # 1. Read the votes, rank and label the questions.
+    analysis = analyse(args)
+    print(describe(analysis))
+
+    # 2. Write the questions, the labelling prompt and the report.
     from dataset_analysis.report import write_report
 
-    # 1. Read the judgments and keep the votes between the tiers.
-    judgments = read_judgments(args.dataset)
-    check_tiers(judgments.human, args.superior_models, args.inferior_models)
-    votes = votes_between_tiers(judgments.human, args.superior_models, args.inferior_models)
-    if votes.empty:
-        raise InputError("no vote is between --superior_models and --inferior_models; choose models that met")
-    print(f"read {judgments.read_from}: {len(votes):,} of {len(judgments.human):,} human votes are between the tiers")
-
-    # 2. Rank and label the questions, choose the clearest.
-    texts = question_texts(judgments)
-    questions, threshold = label_questions(rank_questions(votes, texts), args.threshold)
-    shown = choose_examples(questions, threshold)
-    counts = questions["label"].value_counts()
-    print(
-        f"{len(questions)} questions, mean inferior ratio {questions['inferior_ratio'].mean():.3f}; threshold "
-        f"{threshold:.3f}: {counts[SUPERIOR]} {SUPERIOR}, {counts[INFERIOR]} {INFERIOR}"
-    )
-    if counts.min() < 0.3 * len(questions):
-        print(f"note: few questions are {counts.idxmin()}; choose another --threshold to judge a router on both labels")
-    if not shown:
-        print("note: no category has a clear question of both labels; the labelling prompt shows no examples")
-
-    # 3. Write the questions, the labelling prompt and the report.
     make_folder(args.output_dir)
-    questions_file = args.output_dir / "mt_bench_questions_labelled.jsonl"
-    write_rows(questions_file, labelled_rows(questions, shown))
-    prompt_file = args.output_dir / "labelling_prompt.txt"
-    prompt = labelling_prompt(questions, shown, args.superior_models, args.inferior_models)
-    prompt_file.write_text(prompt, encoding="utf-8")
-    report = args.output_dir / "mt_bench_analysis.md"
-    write_report(
-        report,
-        source=judgments.read_from,
-        all_votes=len(judgments.human),
-        votes=votes,
-        gpt4_votes=gpt4_votes(judgments, args.superior_models, args.inferior_models),
-        questions=questions,
-        threshold=threshold,
-        given_threshold=args.threshold is not None,
-        shown=shown,
-        left_out=len(texts) - len(questions),
-    )
+    questions_file = args.output_dir / QUESTIONS_FILE.name
+    prompt_file = args.output_dir / LABELLING_PROMPT_FILE.name
+    report = args.output_dir / REPORT_NAME
+    prompt = labelling_prompt(analysis, args.superior_models, args.inferior_models)
+    try:
+        write_rows(questions_file, labelled_rows(analysis))
+        write_text_atomically(prompt_file, prompt)
+        write_report(report, analysis)
+    except OSError as error:
+        raise InputError(f"cannot write to {args.output_dir}: {error.strerror}; free some space") from error
 
-    # 4. What was written, and what comes next.
-    print(f"wrote {questions_file} ({len(questions)} questions, {len(shown)} of them in the labelling prompt)")
+    # 3. What was written, and what comes next.
+    shown = len(analysis.few_shot_ids)
+    print(f"wrote {questions_file} ({len(analysis.questions)} questions, {shown} of them in the labelling prompt)")
     print(f"wrote {prompt_file} ({len(prompt):,} characters)")
     print(f"wrote {report}, with plots in {report.with_suffix('')}/")
     print(next_commands(args.output_dir))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dataset_analysis.vote_statistics import Estimate
 from router_data import SUPERIOR
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#222222", "#8C8C8C")
@@ -119,13 +121,13 @@ def categories(path: Path, questions: pd.DataFrame, means: pd.DataFrame) -> None
     _save(figure, path)
 
 
-def human_against_gpt4(path: Path, questions: pd.DataFrame, gpt4_ratio: pd.Series, correlation) -> None:
+def human_against_gpt4(path: Path, questions: pd.DataFrame, gpt4_ratio: pd.Series, correlation: Estimate) -> None:
     """Each question's ratio by the human votes and by GPT-4's; the most disputed are numbered.
 
     Args:
         questions: columns category and inferior_ratio, by question_id.
         gpt4_ratio: by question_id.
-        correlation: Spearman's, an Estimate.
+        correlation: Spearman's.
     """
     figure, axes = _axes(8, 7.4)
     style = _category_styles(questions["category"])
@@ -156,7 +158,7 @@ def human_against_gpt4(path: Path, questions: pd.DataFrame, gpt4_ratio: pd.Serie
     _save(figure, path)
 
 
-def models(path: Path, panels: dict[str, pd.DataFrame]) -> None:
+def preference_grid(path: Path, panels: dict[str, pd.DataFrame]) -> None:
     """How often each inferior model is preferred to each superior one, tier against tier in the margins.
 
     Args:
@@ -218,14 +220,14 @@ def clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def _axes(width: float, height: float):
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     _tidy(axes)
     return figure, axes
 
 
-def _tidy(axes) -> None:
+def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#E5E5E5", lw=0.7)
     axes.set_axisbelow(True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from prompt_files import READERS, prompt_in, read_records
 from router_data import InputError
 
 COLUMNS = ("question_id", "model_a", "model_b", "winner", "judge", "conversation_a", "turn")
@@ -14,11 +15,7 @@ WINNERS = ("model_a", "model_b", "tie", "tie (inconsistent)")  # the last where 
 # MT-Bench numbers its questions 81 to 160, ten to a category.
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-READERS = {
-    ".parquet": pd.read_parquet,
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
-    ".json": pd.read_json,
-}
+QUESTIONS = "question.jsonl"  # MT-Bench's own file
 
 
 @dataclass
@@ -34,16 +31,15 @@ class Judgments:
 def read_judgments(dataset: str) -> Judgments:
     """The judgments of a local folder or file, or of a data set of the hub.
 
-    A local folder is searched for `human*` (required), `gpt4_pair*` and `question.jsonl`; parquet or JSON lines. Of a
-    file, the folder it stands in is searched for the other two.
+    A local folder is searched for `human*` (required), `gpt4_pair*` and `question.jsonl`, in any form that
+    `prompt_files.read_records` reads; of a file, the folder it stands in is searched for the other two.
 
     Raises:
         InputError: nothing there, the hub refuses or is away, a column is missing, a winner is none of WINNERS.
     """
-    suffix = Path(dataset).suffix
     if Path(dataset).exists():
         judgments = _read_local(Path(dataset))
-    elif HUB_ID.fullmatch(dataset) and suffix not in READERS:
+    elif HUB_ID.fullmatch(dataset) and not dataset.lower().removesuffix(".gz").endswith(tuple(READERS)):
         judgments = _read_hub(dataset)
     else:
         raise InputError(f"no such file or folder: {dataset}; --dataset takes a local copy or a hub id")
@@ -57,41 +53,44 @@ def read_judgments(dataset: str) -> Judgments:
 
 def _read_local(path: Path) -> Judgments:
     folder = path if path.is_dir() else path.parent
-    human = _find(path, "human") if path.is_dir() else path
-    if human is None:
+    human = _find(path, "human") if path.is_dir() else [path]
+    if not human:
         raise InputError(f"no human.parquet in {path}; it should be a copy of lmsys/mt_bench_human_judgments")
-    gpt4, questions = _find(folder, "gpt4_pair"), folder / "question.jsonl"
-    categories = {}
-    if questions.exists():
-        table = _read_file(questions)
-        if not {"question_id", "category"} <= set(table):
-            raise InputError(f"{questions}: needs the fields question_id and category")
-        categories = dict(zip(table["question_id"], table["category"], strict=True))
-    return Judgments(_read_file(human), _read_file(gpt4) if gpt4 else None, categories, str(path))
+    gpt4 = [file for file in _find(folder, "gpt4_pair") if file not in human]
+    categories = _read_categories(folder / QUESTIONS) if (folder / QUESTIONS).exists() else {}
+    return Judgments(_read_votes(human), _read_votes(gpt4) if gpt4 else None, categories, str(path))
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    """The split's file: in the folder or, as the hub has it, in `data/` below it."""
-    files = [*folder.glob(f"{name}*"), *folder.glob(f"data/{name}*")]
-    return next((file for file in sorted(files) if file.suffix in READERS), None)
+def _find(folder: Path, split: str) -> list[Path]:
+    """A split's files, or its folder: in the folder or, as the hub has it, in `data/` below it."""
+    found = sorted([*folder.glob(f"{split}*"), *folder.glob(f"data/{split}*")])
+    readable = [
+        path for path in found if path.is_dir() or path.name.lower().removesuffix(".gz").endswith(tuple(READERS))
+    ]
+    return [path for path in readable if path.suffix == readable[0].suffix]
 
 
-def _read_file(path: Path) -> pd.DataFrame:
-    if path.suffix not in READERS:
-        raise InputError(f"{path}: don't know how to read '{path.suffix}' files; use {', '.join(READERS)}")
-    try:
-        return READERS[path.suffix](path)
-    except (ValueError, OSError) as error:  # pyarrow's and json's errors are ValueErrors
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(f"cannot read {path}: {reason}") from error
+def _read_votes(paths: list[Path]) -> pd.DataFrame:
+    """The rows of a split, numbers as numbers where the file has text."""
+    rows = pd.DataFrame([record.fields for record in read_records(paths)])
+    for column in {"question_id", "turn"} & set(rows):
+        rows[column] = pd.to_numeric(rows[column], errors="coerce")
+        if rows[column].isna().any():
+            raise InputError(f"{', '.join(map(str, paths))}: {column} is not a number in every row")
+    return rows
+
+
+def _read_categories(path: Path) -> dict[int, str]:
+    questions = [record.fields for record in read_records([path])]
+    if not all({"question_id", "category"} <= question.keys() for question in questions):
+        raise InputError(f"{path}: needs the fields question_id and category")
+    return {question["question_id"]: question["category"] for question in questions}
 
 
 def _read_hub(dataset: str) -> Judgments:
     from datasets import load_dataset
-    from dotenv import load_dotenv
     from huggingface_hub.utils import logging
 
-    load_dotenv()  # HF_TOKEN
     logging.set_verbosity_error()  # a hub that is away ends in one line, not in one per retry
     print(f"reading {dataset} from the Hugging Face hub ...", flush=True)
     try:
@@ -173,11 +172,13 @@ def question_texts(judgments: Judgments) -> pd.DataFrame:
     turns = {}
     for number, conversation in rows["conversation_a"].items():
         try:
-            turns[number] = [message["content"] for message in conversation if message["role"] == "user"]
-            prompt = turns[number][0].strip()
-        except (TypeError, KeyError, IndexError, AttributeError):
-            prompt = ""
-        if not prompt:
+            messages = conversation if isinstance(conversation, str) else list(conversation)
+            prompt = prompt_in({"conversation": messages})
+        except (InputError, TypeError):
+            prompt = None
+        conversation = prompt if isinstance(prompt, list) else []
+        turns[number] = [message["content"] for message in conversation if message["role"] == "user"]
+        if not turns[number] or not turns[number][0].strip():
             raise InputError(f"{judgments.read_from}: no user's message in conversation_a of question {number}")
     categories = [judgments.categories.get(number) or _category(number) for number in rows.index]
     return pd.DataFrame({"category": categories, "turns": pd.Series(turns)}, index=rows.index)

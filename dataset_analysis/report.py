@@ -1,5 +1,6 @@
 """The report of stage 1: its figures, its plots, and the text that holds them together."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
@@ -8,7 +9,7 @@ import pandas as pd
 
 from dataset_analysis import plots
 from dataset_analysis.vote_statistics import Estimate, bootstrap, mean, pooled, spearman, split_half
-from router_data import INFERIOR, SUPERIOR
+from router_data import INFERIOR, SUPERIOR, write_text_atomically
 
 HALVES, STEPPED = "two random halves of each question's votes", "… stepped up to all votes"
 HALVES_BY_JUDGE, STEPPED_BY_JUDGE = "two random halves of each question's judges", "… stepped up to all judges"
@@ -20,86 +21,110 @@ MEDIAN_REASON = (
 )
 
 
-def write_report(
-    path: Path,
-    source: str,
-    all_votes: int,
-    votes: pd.DataFrame,
-    gpt4_votes: pd.DataFrame | None,
-    questions: pd.DataFrame,
-    threshold: float,
-    given_threshold: bool,
-    shown: list[int],
-    left_out: int,
-) -> None:
-    """Write the report to `path` and its plots into the folder of that name without suffix.
+@dataclass(frozen=True)
+class Analysis:
+    """What stage 1 found, for the report and the files beside it."""
 
-    Args:
-        source: what was read.
-        all_votes: number of human votes, inside the tiers too.
-        votes, gpt4_votes: `read_judgments.votes_between_tiers` of either split.
-        questions: ranked and labelled.
-        given_threshold: whether the user chose it.
-        shown: the questions in the labelling prompt.
-        left_out: number of questions without a vote between the tiers.
-    """
+    source: str  # what was read
+    human_votes: int  # all of them, inside the tiers too
+    votes: pd.DataFrame  # people's between the tiers: `read_judgments.votes_between_tiers`
+    gpt4_votes: pd.DataFrame | None  # GPT-4's, likewise; None where there are none
+    questions: pd.DataFrame  # ranked and labelled, by question_id
+    threshold: float  # inferior ratio; INFERIOR from here on
+    threshold_is_median: bool  # or else the user's
+    few_shot_ids: list[int]  # the questions shown in the labelling prompt
+    questions_without_votes: int  # left out
+
+
+def write_report(path: Path, analysis: Analysis) -> None:
+    """Write the report to `path` and its plots into the folder of that name without suffix."""
     pictures = path.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
-    questions = questions.sort_index()
-    ratio = questions["inferior_ratio"].to_numpy()
-    means = category_means(questions)
-    judges = {f"people: {len(votes):,} votes": model_pairs(votes)}
-    if gpt4_votes is not None:
-        judges[f"GPT-4 judge: {len(gpt4_votes):,} votes"] = model_pairs(gpt4_votes)
-    stability_rows = stability(votes, questions)
-    plots.ranked_questions(pictures / "ranked_questions.png", questions, threshold)
-    plots.categories(pictures / "categories.png", questions, means)
-    plots.models(pictures / "models.png", judges)
-    gpt4_finding, gpt4_text = gpt4_section(pictures, votes, gpt4_votes, questions)
-
-    low, high = questions["inferior_ratio_low"], questions["inferior_ratio_high"]
-    ranked = questions.sort_values("difficulty_rank")
-    beyond = int(((high < threshold) | (low >= threshold)).sum())
-    most_tied = questions.sort_values(["ties", "inferior_wins"]).iloc[-1]
-    counts = questions["label"].value_counts()
+    fields = votes_fields(analysis) | ranking_fields(analysis) | threshold_fields(analysis)
+    fields |= category_fields(analysis, pictures) | reliability_fields(analysis) | gpt4_fields(analysis, pictures)
+    plots.ranked_questions(pictures / "ranked_questions.png", analysis.questions, analysis.threshold)
+    judges = {f"people: {len(analysis.votes):,} votes": model_pairs(analysis.votes)}
+    if analysis.gpt4_votes is not None:
+        judges[f"GPT-4 judge: {len(analysis.gpt4_votes):,} votes"] = model_pairs(analysis.gpt4_votes)
+    plots.preference_grid(pictures / "models.png", judges)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        source=source,
-        all_votes=f"{all_votes:,}",
-        votes=f"{len(votes):,}",
-        superior_models=", ".join(sorted(set(votes["superior"]))),
-        inferior_models=", ".join(sorted(set(votes["inferior"]))),
-        left_out=f" Questions without such a vote, left out: {left_out}." if left_out else "",
-        wins_share=percent(share_of_votes(votes, 1)),
-        ties_share=percent(share_of_votes(votes, 0.5)),
-        questions=len(questions),
-        mean_ratio=f"{bootstrap(mean, ratio):.3f}",
-        hardest=_named(ranked.iloc[0]),
-        easiest=_named(ranked.iloc[-1]),
-        category_finding=category_finding(means, questions),
-        halves=f"{stability_rows[HALVES]:.2f}",
-        stepped=f"{stability_rows[STEPPED]:.2f}",
-        ceiling=f"{stability_rows[STEPPED_BY_JUDGE].value ** 0.5:.2f}",
-        median_width=f"{(high - low).median():.2f}",
-        turn_finding=turn_finding(votes),
-        gpt4_finding=gpt4_finding,
-        gpt4_section=gpt4_text,
-        superior_label=SUPERIOR,
-        inferior_label=INFERIOR,
-        threshold=f"{threshold:.3f}",
-        threshold_reason="It was given with `--threshold`."
-        if given_threshold
-        else Template(MEDIAN_REASON).substitute(even=(ratio >= 0.5).sum()),
-        superior_count=counts[SUPERIOR],
-        inferior_count=counts[INFERIOR],
-        beyond=f"{beyond} of the {len(questions)}",
-        mean_sure=f"{questions['sure'].mean():.2f}",
-        stability_rows="\n".join(f"| {name} | {value:.2f} |" for name, value in stability_rows.items()),
-        examples_text=examples_text(questions, shown),
-        tie_example=f"Question {most_tied.name}, for one, was a tie in {most_tied['ties']} of its {most_tied['votes']} "
-        f"votes and has the ratio {most_tied['inferior_ratio']:.2f} with {most_tied['inferior_wins']} outright wins.",
-        question_rows="\n".join(question_row(question, shown) for _, question in ranked.iterrows()),
+        fields, examples_text=examples_text(analysis.questions, analysis.few_shot_ids)
     )
-    path.write_text(text, encoding="utf-8")
+    write_text_atomically(path, text)
+
+
+# --- what fills the template -----------------------------------------------------------------------------------------
+
+
+def votes_fields(analysis: Analysis) -> dict[str, object]:
+    """Which votes were counted."""
+    votes, left_out = analysis.votes, analysis.questions_without_votes
+    return {
+        "source": analysis.source,
+        "all_votes": f"{analysis.human_votes:,}",
+        "votes": f"{len(votes):,}",
+        "superior_models": ", ".join(sorted(set(votes["superior"]))),
+        "inferior_models": ", ".join(sorted(set(votes["inferior"]))),
+        "left_out": f" Questions without such a vote, left out: {left_out}." if left_out else "",
+        "wins_share": percent(share_of_votes(votes, 1)),
+        "ties_share": percent(share_of_votes(votes, 0.5)),
+        "turn_finding": turn_finding(votes),
+    }
+
+
+def ranking_fields(analysis: Analysis) -> dict[str, object]:
+    """The questions in their order."""
+    ranked = analysis.questions.sort_values("difficulty_rank")
+    most_tied = analysis.questions.sort_index().sort_values(["ties", "inferior_wins"]).iloc[-1]
+    return {
+        "questions": len(ranked),
+        "mean_ratio": f"{bootstrap(mean, ranked['inferior_ratio'].sort_index().to_numpy()):.3f}",
+        "hardest": _named(ranked.iloc[0]),
+        "easiest": _named(ranked.iloc[-1]),
+        "median_width": f"{(ranked['inferior_ratio_high'] - ranked['inferior_ratio_low']).median():.2f}",
+        "tie_example": f"Question {most_tied.name}, for one, was a tie in {most_tied['ties']} of its "
+        f"{most_tied['votes']} votes and has the ratio {most_tied['inferior_ratio']:.2f} with "
+        f"{most_tied['inferior_wins']} outright wins.",
+        "question_rows": "\n".join(question_row(question, analysis.few_shot_ids) for _, question in ranked.iterrows()),
+    }
+
+
+def threshold_fields(analysis: Analysis) -> dict[str, object]:
+    """Where the labels part, and how certain they are."""
+    questions, threshold = analysis.questions, analysis.threshold
+    beyond = (questions["inferior_ratio_high"] < threshold) | (questions["inferior_ratio_low"] >= threshold)
+    even = int((questions["inferior_ratio"] >= 0.5).sum())
+    counts = questions["label"].value_counts()
+    return {
+        "superior_label": SUPERIOR,
+        "inferior_label": INFERIOR,
+        "threshold": f"{threshold:.3f}",
+        "threshold_reason": Template(MEDIAN_REASON).substitute(even=even)
+        if analysis.threshold_is_median
+        else "It was given with `--threshold`.",
+        "superior_count": counts[SUPERIOR],
+        "inferior_count": counts[INFERIOR],
+        "beyond": f"{beyond.sum()} of the {len(questions)}",
+        "mean_confidence": f"{questions['label_confidence'].mean():.2f}",
+    }
+
+
+def category_fields(analysis: Analysis, pictures: Path) -> dict[str, object]:
+    """The finding about the categories; draws their plot."""
+    means = category_means(analysis.questions)
+    plots.categories(pictures / "categories.png", analysis.questions.sort_index(), means)
+    return {"category_finding": category_finding(means, analysis.questions)}
+
+
+def reliability_fields(analysis: Analysis) -> dict[str, object]:
+    """How stable the order of the questions is."""
+    rows = ranking_reliability(analysis.votes, analysis.questions.sort_index())
+    return {
+        "halves": f"{rows[HALVES]:.2f}",
+        "stepped": f"{rows[STEPPED]:.2f}",
+        "ceiling": f"{rows[STEPPED_BY_JUDGE].value ** 0.5:.2f}",
+        "reliability_rows": "\n".join(f"| {name} | {value:.2f} |" for name, value in rows.items()),
+    }
 
 
 def share_of_votes(votes: pd.DataFrame, score: float) -> Estimate:
@@ -150,8 +175,8 @@ def model_pairs(votes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def stability(votes: pd.DataFrame, questions: pd.DataFrame) -> dict[str, Estimate]:
-    """What was compared -> Spearman's correlation."""
+def ranking_reliability(votes: pd.DataFrame, questions: pd.DataFrame) -> dict[str, Estimate]:
+    """Spearman's correlation of two orders of the questions, by the name of what was compared."""
     question, score = votes["question_id"].to_numpy(), votes["score"].to_numpy()
     halves, stepped = split_half(question, np.arange(len(votes)), score)
     by_judge, stepped_by_judge = split_half(question, votes["judge"].to_numpy(dtype=str), score)
@@ -173,6 +198,7 @@ def by_turn(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def turn_finding(votes: pd.DataFrame) -> str:
+    """The mean ratio of the first turn beside that of the second."""
     turns = by_turn(votes)
     if turns.shape[1] != 2 or turns.empty:
         return "All votes are on the same turn."
@@ -183,13 +209,15 @@ def turn_finding(votes: pd.DataFrame) -> str:
     )
 
 
-def gpt4_section(
-    pictures: Path, votes: pd.DataFrame, gpt4_votes: pd.DataFrame | None, questions: pd.DataFrame
-) -> tuple[str, str]:
+def gpt4_fields(analysis: Analysis, pictures: Path) -> dict[str, object]:
     """One sentence of summary and the section; draws the plot where there are votes of GPT-4."""
-    if gpt4_votes is None:
-        return "The source holds no votes of the GPT-4 judge.", "The source holds none of its votes on these tiers."
-    both = questions.join(gpt4_votes.groupby("question_id")["score"].mean().rename("gpt4"), how="inner")
+    if analysis.gpt4_votes is None:
+        return {
+            "gpt4_finding": "The source holds no votes of the GPT-4 judge.",
+            "gpt4_section": "The source holds none of its votes on these tiers.",
+        }
+    by_gpt4 = analysis.gpt4_votes.groupby("question_id")["score"].mean().rename("gpt4")
+    both = analysis.questions.sort_index().join(by_gpt4, how="inner")
     human, gpt4 = both["inferior_ratio"].to_numpy(), both["gpt4"].to_numpy()
     correlation = bootstrap(spearman, human, gpt4)
     plots.human_against_gpt4(pictures / "human_against_gpt4.png", both, both["gpt4"], correlation)
@@ -202,10 +230,10 @@ def gpt4_section(
         f"(difference {bootstrap(mean, gpt4 - human):+.3f}); the ranks correlate at {correlation:.2f}. GPT-4's "
         "`tie (inconsistent)`, where its verdict turned with the order of the answers, counts as a tie."
     )
-    return finding, text + agreement(votes, gpt4_votes)
+    return {"gpt4_finding": finding, "gpt4_section": text + agreement_with_gpt4(analysis.votes, analysis.gpt4_votes)}
 
 
-def agreement(votes: pd.DataFrame, gpt4_votes: pd.DataFrame) -> str:
+def agreement_with_gpt4(votes: pd.DataFrame, gpt4_votes: pd.DataFrame) -> str:
     """How often GPT-4 and a person choose the same side, beside what a constant answer would reach."""
     where = ["question_id", "turn", "superior", "inferior"]
     gpt4 = gpt4_votes.groupby(where)["score"].mean().rename("gpt4").reset_index()
@@ -224,33 +252,37 @@ def agreement(votes: pd.DataFrame, gpt4_votes: pd.DataFrame) -> str:
     )
 
 
-def examples_text(questions: pd.DataFrame, shown: list[int]) -> str:
-    if not shown:
+def examples_text(questions: pd.DataFrame, few_shot_ids: list[int]) -> str:
+    """Which questions the labelling prompt shows, and how they were chosen."""
+    if not few_shot_ids:
         return "`labelling_prompt.txt` shows no examples: no category has a clear question of both labels."
-    numbers = {
-        label: ", ".join(f"{n} ({questions.loc[n, 'category']})" for n in shown if questions.loc[n, "label"] == label)
-        for label in (SUPERIOR, INFERIOR)
-    }
+
+    def ids_of(label: str) -> str:
+        ids = [number for number in few_shot_ids if questions.loc[number, "label"] == label]
+        return ", ".join(f"{number} ({questions.loc[number, 'category']})" for number in ids)
+
     return (
-        f"`labelling_prompt.txt` shows {len(shown)} questions, one of each label from each of {len(shown) // 2} "
-        f"categories, so that the subject does not give the label away: {SUPERIOR} {numbers[SUPERIOR]}; {INFERIOR} "
-        f"{numbers[INFERIOR]}. They are the surest of their kind: the label holds with a probability of at least "
-        f"{questions.loc[shown, 'sure'].min():.2f}, the votes on the first turn alone give the same label, and of a "
-        f"{INFERIOR} one at most half of the votes are ties. Since a labelling model has seen them, they are marked "
-        "`in_labelling_prompt` and never test anything."
+        f"`labelling_prompt.txt` shows {len(few_shot_ids)} questions, one of each label from each of "
+        f"{len(few_shot_ids) // 2} categories, so that the subject does not give the label away: {SUPERIOR} "
+        f"{ids_of(SUPERIOR)}; {INFERIOR} {ids_of(INFERIOR)}. They are the most certain of their kind: the label holds "
+        f"with a probability of at least {questions.loc[few_shot_ids, 'label_confidence'].min():.2f}, the votes on the "
+        f"first turn alone give the same label, and of a {INFERIOR} one at most half of the votes are ties. Since a "
+        "labelling model has seen them, they are marked `in_labelling_prompt` and never test anything."
     )
 
 
-def question_row(question: pd.Series, shown: list[int]) -> str:
+def question_row(question: pd.Series, few_shot_ids: list[int]) -> str:
+    """A question's row of the last table."""
     text = plots.clip(question["prompt"], 70).replace("|", r"\|").replace("<", "&lt;")
     ratio = Estimate(*(question[f"inferior_ratio{end}"] for end in ("", "_low", "_high")))
     fields = [question["difficulty_rank"], question.name, question["category"], text, question["votes"]]
     fields += [question["inferior_wins"], question["ties"], f"{ratio:.3f}", question["label"].removeprefix("ROUTE_TO_")]
-    fields += [f"{question['sure']:.2f}", "yes" if question.name in shown else ""]
+    fields += [f"{question['label_confidence']:.2f}", "yes" if question.name in few_shot_ids else ""]
     return f"| {' | '.join(map(str, fields))} |"
 
 
 def percent(share: Estimate) -> str:
+    """A share with its interval in percent."""
     return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
 
 

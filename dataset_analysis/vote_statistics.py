@@ -1,13 +1,15 @@
 """How sure a figure made of votes is: intervals of a ratio, the bootstrap over questions, split halves."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta, rankdata
+import scipy.stats
+from scipy.stats import beta
 
-DRAWS = 1000
-HALVINGS = 1000
+RESAMPLES = 1000  # of the questions, for a bootstrap interval
+HALVINGS = 1000  # of the votes, for their reliability
 
 
 @dataclass(frozen=True)
@@ -44,34 +46,39 @@ def probability_below(threshold: float, wins: np.ndarray, votes: np.ndarray) -> 
     return beta.cdf(threshold, wins + 0.5, votes - wins + 0.5)
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis; ties get their mean rank; NaN where one side is constant."""
-    a, b = (rankdata(x, axis=-1) - (x.shape[-1] + 1) / 2 for x in (a, b))
-    with np.errstate(invalid="ignore"):
-        return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+def spearman(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's rank correlation along an axis; ties get their mean rank; NaN where one side is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a constant side or a single value: NaN says it
+        return scipy.stats.spearmanrho(a, b, axis=axis).statistic
 
 
-def mean(a: np.ndarray) -> np.ndarray:
-    """The mean along the last axis."""
-    return a.mean(-1)
+def mean(a: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The mean along an axis."""
+    return a.mean(axis)
 
 
-def pooled(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """A ratio of all votes: sum of totals over sum of counts, along the last axis."""
-    with np.errstate(invalid="ignore"):
-        return total.sum(-1) / count.sum(-1)
+def pooled(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
+    """A ratio of all votes: sum of totals over sum of counts, along an axis."""
+    return total.sum(axis) / count.sum(axis)
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], *by_question: np.ndarray) -> Estimate:
-    """A statistic with its 95% percentile interval over 1,000 resamples of the questions (Efron 1979).
+    """A statistic with its 95% percentile interval over resamples of the questions (Efron 1979).
 
     Args:
-        statistic: takes arrays and works along their last axis.
-        by_question: its arguments, each of shape (questions,).
+        statistic: takes arrays and works along their `axis`.
+        by_question: its arguments, each of shape (questions,); a single question has no interval.
     """
-    n = len(by_question[0])
-    drawn = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    return _estimate(statistic(*by_question), statistic(*(x[drawn] for x in by_question)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # resamples in which the statistic is NaN are left out
+        value = statistic(*by_question)
+        if len(by_question[0]) < 2:
+            return _estimate(value, np.atleast_1d(value))
+        result = scipy.stats.bootstrap(
+            by_question, statistic, n_resamples=RESAMPLES, paired=True, vectorized=True, method="percentile", rng=0
+        )
+    return _estimate(value, result.bootstrap_distribution)
 
 
 def split_half(question: np.ndarray, unit: np.ndarray, score: np.ndarray) -> tuple[Estimate, Estimate]:
@@ -86,35 +93,35 @@ def split_half(question: np.ndarray, unit: np.ndarray, score: np.ndarray) -> tup
         score: shape (votes,).
 
     Returns:
-        The mean correlation over 1,000 random halvings with the range in which 95% of them lie, and the same stepped
-        up to the full number of votes by Spearman and Brown's formula (1910), 2r / (1 + r).
+        The mean correlation over 1,000 random halvings with the range in which 95% of them lie, and the same
+        extrapolated to the full number of votes (`spearman_brown`).
     """
     question, unit = (np.unique(labels, return_inverse=True)[1] for labels in (question, unit))
     pairs, unit = np.unique(np.stack([question, unit]), axis=1, return_inverse=True)
     owner = pairs[0]  # the question of each unit, ascending
     first = np.searchsorted(owner, owner)
+    both = np.bincount(owner) > 1  # dealt in turn, two units or more reach both halves
     random = np.random.default_rng(0)
-    draws = np.empty(HALVINGS)
+    means = np.empty((2, HALVINGS, both.sum()))
     half = np.empty(len(owner), dtype=int)
     for i in range(HALVINGS):
         order = np.lexsort((random.random(len(owner)), owner))
         half[order] = (np.arange(len(owner)) - first) % 2
         cell = 2 * question + half[unit]
-        count = np.bincount(cell, minlength=2 * (owner[-1] + 1)).reshape(-1, 2)
-        total = np.bincount(cell, score, minlength=count.size).reshape(-1, 2)
-        both = (count > 0).all(axis=1)
-        one, other = (total[both] / count[both]).T
-        draws[i] = spearman(one, other)
-    average = np.mean(draws[np.isfinite(draws)]) if np.isfinite(draws).any() else np.nan
-    return _estimate(average, draws), _estimate(stepped_up(average), stepped_up(draws))
+        count = np.bincount(cell, minlength=2 * len(both)).reshape(-1, 2)[both]
+        means[:, i] = (np.bincount(cell, score, minlength=2 * len(both)).reshape(-1, 2)[both] / count).T
+    correlations = spearman(*means) if both.sum() > 1 else np.full(HALVINGS, np.nan)
+    average = np.mean(correlations[np.isfinite(correlations)]) if np.isfinite(correlations).any() else np.nan
+    return _estimate(average, correlations), _estimate(spearman_brown(average), spearman_brown(correlations))
 
 
-def stepped_up(correlation: np.ndarray) -> np.ndarray:
-    """Spearman and Brown's formula for twice the votes; a negative correlation counts as none."""
+def spearman_brown(correlation: np.ndarray | float) -> np.ndarray:
+    """The correlation expected with twice the votes, 2r / (1 + r) (Spearman, Brown 1910); below zero counts as zero."""
     correlation = np.maximum(correlation, 0)
     return 2 * correlation / (1 + correlation)
 
 
-def _estimate(value: float, draws: np.ndarray) -> Estimate:
+def _estimate(value: np.ndarray | float, draws: np.ndarray) -> Estimate:
+    """A figure with the range in which 95% of its draws lie; those that are NaN are left out."""
     low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
     return Estimate(float(value), float(low), float(high))

@@ -1,7 +1,12 @@
 """Votes of invented models on ten questions, in the shape of lmsys/mt_bench_human_judgments."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
+from dataset_analysis import analyse_human_judgments as stage
+from router_data import LabelledQuestion, read_rows
 
 TIERS = ["--superior_models", "big-1", "big-2", "--inferior_models", "small-1", "small-2"]
 
@@ -65,3 +70,10 @@ def gpt4_votes() -> pd.DataFrame:
     rows = [vote(number, i, 0) for number in VOTES for i in range(4)]
     rows[0]["winner"] = "tie (inconsistent)"
     return pd.DataFrame(rows).assign(judge="gpt4_pair")
+
+
+def analyse_judgments(dataset: Path | str, output: Path, *flags: str) -> dict[int, LabelledQuestion]:
+    """Run stage 1; returns the labelled questions by number, in the order of the file."""
+    assert stage.main(["--dataset", str(dataset), "--output_dir", str(output), *TIERS, *flags]) == 0
+    rows = read_rows(output / "mt_bench_questions_labelled.jsonl", LabelledQuestion)
+    return {row.question_id: row for row in rows}
