@@ -229,15 +229,25 @@ class Decision:
 
 
 def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
-    """The checkpoint with the latest timestamp in its name.
+    """The finished checkpoint with the latest timestamp in its name, rehearsals (--limit, --max_steps) left out.
 
     Raises:
         InputError: there is none.
     """
     found = [path for path in Path(models_dir).glob(CHECKPOINT_GLOB) if (path / "config.json").exists()]
-    if not found:
-        raise InputError(f"no checkpoint in {models_dir}/; make one: python3 finetuning_model/finetune_bert.py --help")
-    return max(found, key=lambda path: (path.name.rsplit("-", 2)[-2], path.stat().st_mtime))
+    finished = [path for path in found if not is_rehearsal(path)]
+    if not finished:
+        what = "no checkpoint but rehearsals" if found else "no checkpoint"
+        raise InputError(f"{what} in {models_dir}/; make one: python3 finetuning_model/finetune_bert.py --help")
+    return max(finished, key=lambda path: (path.name.rsplit("-", 2)[-2], path.stat().st_mtime))
+
+
+def is_rehearsal(folder: Path) -> bool:
+    """Whether a checkpoint's run.json says that it was trained on few rows or steps, to try the program."""
+    try:
+        return bool(json.loads((folder / RUN_FILE).read_bytes()).get("rehearsal"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -301,7 +311,9 @@ class PromptEncoder:
         self._suffix = len(empty) - self._prefix
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
-        """Each prompt as token ids."""
+        """Each prompt as token ids. A text alone, or the messages of one conversation alone, are one prompt."""
+        if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict)):
+            prompts = [prompts]  # type: ignore[list-item]
         pairs = [("", prompt) if isinstance(prompt, str) else _split_last_turn(prompt) for prompt in prompts]
         earlier = self._tokenize([self._clip_characters(text) for text, _ in pairs])
         last = self._tokenize([self._clip_characters(text) for _, text in pairs])

@@ -1,19 +1,23 @@
 """Score a file of prompts: which model each goes to, and what the router saves.
 
-Reads:  a checkpoint, and prompts: JSONL, CSV or parquet (a column `prompt`, or `messages` for conversations), or the
-        standard input, where a line that is not a JSON object is a prompt itself.
-Writes: JSONL, every row as it came and in the same order, plus routed_to ("superior" or "inferior"), router_score,
-        threshold, router, truncated, tokens_scored, characters_received and long_prompt_policy.
+Reads   a checkpoint, and prompts: JSONL, JSON, CSV, TSV, Excel, parquet or text, also as .gz; texts or conversations.
+        The standard input by default, where a line that is not a JSON object is a prompt itself.
+Writes  JSONL, every row as it came and in the same order, plus router_score, router_label, threshold, router,
+        truncated, unfamiliar, tokens_scored and characters_received; to the standard output by default.
 
-Memory stays bounded however long the file is. A run that was stopped goes on where it was when it is started again.
+Memory stays bounded however long a JSONL, CSV or parquet file is. A run that was stopped continues where it was when it
+is started again. Rows that can't be read are named and passed over.
 
+Example:
     python3 inference/score_prompts.py --input prompts.jsonl --output scored.jsonl
     echo "What is the capital of France?" | python3 inference/score_prompts.py
 """
 
 import argparse
+import itertools
 import json
-import math
+import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -23,288 +27,298 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from create_dataset.prompt_sources import CONVERSATION_COLUMNS, PROMPT_COLUMNS, read_records
-from router_data import SUPERIOR, InputError, encode_row, run_script
-from router_model import Prompt, Router, newest_checkpoint, user_turns
+from inference.scored_rows import ANSWER_FIELDS, score_rows
+from prompt_files import PROMPT_COLUMNS, Record, Report, prompt_column, prompt_in, read_records
+from router_data import (
+    INFERIOR,
+    SECONDS_BETWEEN_LINES,
+    SUPERIOR,
+    InputError,
+    Prices,
+    RowAppender,
+    add_price_flags,
+    encode_row,
+    prices_from,
+    printable,
+    program_parser,
+    run_script,
+)
+from router_model import Router, add_router_flags, check_threshold, newest_checkpoint
 
-STANDARD = "-"
-WINDOW_ROWS = 512  # scored and written together; a stopped run loses at most these
-WINDOW_CHARACTERS = 16_000_000
+STDIO = "-"
+BATCH_ROWS = 512  # scored and written together; a stopped run loses at most these
+BATCH_CHARACTERS = 16_000_000
+SCORED_FIELDS = {"router_score", "router_label", "threshold", "router"}  # by which a scored row is known
+MAX_REPORTS = 20  # bad rows that are named; the others are counted
 
 
-def score_rows(
-    router: Router, rows: Sequence[dict], threshold: float | None = None, column: str | None = None, first: int = 1
-) -> list[dict]:
-    """The rows with what the router says of each.
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked without reading anything large."""
+    parser = program_parser(__doc__)
+    add = parser.add_argument
+    add("--input", default=STDIO, metavar="FILE", help="prompts; - is the standard input (default: -)")
+    add("--output", default=STDIO, metavar="FILE", help="JSONL; - is the standard output (default: -)")
+    add_column_flag(parser)
+    add_router_flags(parser)
+    add_price_flags(parser)
+    args = parser.parse_args(argv)
+    check_threshold(args.threshold)
+    check_output(args.input, args.output)
+    return args
 
-    Args:
-        router: the loaded checkpoint.
-        rows: a prompt each; a blank one is not scored, its routed_to and router_score are None.
-        threshold: superior from this probability on; None takes the checkpoint's.
-        column: where the prompt is; None takes the first known name.
-        first: the number of the first row, for messages.
+
+def add_column_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that names the prompt's column."""
+    parser.add_argument(
+        "--prompt_column", metavar="NAME",
+        help=f"where the prompt is (default: messages or conversations, else the first of {', '.join(PROMPT_COLUMNS)})",
+    )  # fmt: skip
+
+
+def check_output(source: str, output: str) -> None:
+    """Refuse an output file that is the input, or that is not a plain file.
 
     Raises:
-        InputError: a row has no prompt; the row is named.
+        InputError: it is one of these.
     """
-    prompts = []
-    for number, row in enumerate(rows, first):
-        try:
-            prompts.append(prompt_of(row, column))
-        except InputError as error:
-            raise InputError(f"row {number}: {error}") from error
-    decisions = iter(router.decide([prompt for prompt in prompts if prompt], threshold))
-    threshold = router.settings.threshold if threshold is None else threshold
-    scored = []
-    for row, prompt in zip(rows, prompts, strict=True):
-        decision = next(decisions) if prompt else None
-        scored.append(
-            row
-            | {
-                "routed_to": decision and ("superior" if decision.router_label == SUPERIOR else "inferior"),
-                "router_score": decision and round(decision.router_score, 6),
-                "threshold": threshold,
-                "router": router.model_save_dir.resolve().name,
-                "truncated": bool(decision and decision.truncated),
-                "tokens_scored": decision.tokens_scored if decision else 0,
-                "characters_received": decision.characters_received if decision else 0,
-                "long_prompt_policy": router.settings.long_prompt_policy,
-            }
-        )
-    return scored
+    if output == STDIO or not os.path.lexists(output):
+        return
+    if os.path.islink(output) or not os.path.isfile(output):
+        raise InputError(f"--output {output} is not a plain file; name another")
+    if source != STDIO and os.path.exists(source) and os.path.samefile(source, output):
+        raise InputError(f"--output {output} is the input itself; name another")
 
 
-def prompt_of(row: dict, column: str | None = None) -> Prompt | None:
-    """The text or the conversation of a row; None where it is blank."""
-    names = [column] if column else [*PROMPT_COLUMNS, *CONVERSATION_COLUMNS]
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        raise InputError(
-            f"no {column or 'prompt'}, but {', '.join(row)}; name the prompt's column with --prompt_column"
-        )
-    prompt = row[name]
-    if isinstance(prompt, list):
-        return prompt if any(turn.strip() for turn in user_turns(prompt)) else None
-    if prompt is None or isinstance(prompt, str):
-        return prompt if prompt and prompt.strip() else None
-    raise InputError(f"{name} is neither a text nor a list of messages: {str(prompt)[:80]}")
-
-
-def read_input(source: str) -> Iterator[dict]:
+def read_input(source: str, bad_row: Report) -> Iterator[Record]:
     """The rows of a file, or of the standard input."""
-    if source == STANDARD:
-        yield from lines_of_standard_input()
-    else:
-        yield from (plain(record.fields) for record in read_records([source]))
-
-
-def plain(value: object) -> object:
-    """The value as JSON can hold it: what has no JSON form becomes text, and numbers that are none become null."""
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    if source != STDIO:
+        return read_records([source], bad_row, say_to_stderr)
+    return (Record(row, "standard input", number) for number, row in enumerate(lines_of_standard_input(), 1))
 
 
 def lines_of_standard_input() -> Iterator[dict]:
+    """A row for each line: its JSON object, else the line as a prompt."""
     if sys.stdin.isatty():
         print("one prompt a line; Ctrl+D ends it", file=sys.stderr)
     for line in sys.stdin.buffer:
         text = line.decode("utf-8", "replace").strip()
         if text.startswith("{"):
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError:
-                row = {"prompt": text}
-            yield plain(row)
+                yield json.loads(text, parse_constant=lambda name: None)
+            except (ValueError, RecursionError):
+                yield {"prompt": text}
         elif text:
             yield {"prompt": text}
 
 
-def windows(rows: Iterable[dict]) -> Iterator[list[dict]]:
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Rows in groups of bounded size."""
-    window, characters = [], 0
-    for row in rows:
-        window.append(row)
-        characters += sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(window) == WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += sum(len(value) for value in record.fields.values() if isinstance(value, str))
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
-class Output:
-    """The scored rows so far and those to come; use it in a `with` block.
+def done_rows(path: str) -> Iterator[dict]:
+    """The rows that an earlier run wrote to the output. Nothing is changed here.
 
-    Attributes:
-        path: the file, or "-".
-        counts: rows by routed_to, and "truncated".
-        rows: how many are written.
+    Raises:
+        InputError: the file holds something else; so does one without a single whole scored row.
     """
-
-    def __init__(self, path: str):
-        self.path = path
-        self.counts: Counter = Counter()
-        self.rows = 0
-
-    def __enter__(self) -> "Output":
-        if self.path == STANDARD:
-            self._file = sys.stdout.buffer
-        else:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.path != STANDARD:
-            self._file.close()
-
-    def done(self) -> Iterator[dict]:
-        """The rows that an earlier run wrote; a line it could not finish is cut off."""
-        if self.path == STANDARD:
-            return
-        self._file.seek(0)
-        end = 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                self._file.truncate(end)
-                break
-            end += len(line)
+    if path == STDIO or not os.path.exists(path) or not os.path.getsize(path):
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file):
+            is_whole = line.endswith(b"\n")
+            if number and not is_whole:
+                return  # a kill left it half written
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
-            if not isinstance(row, dict) or "router_score" not in row:
-                raise InputError(f"{self.path} holds something else than scored prompts; name another --output")
-            self._count(row)
+            if not is_whole or not isinstance(row, dict) or not row.keys() >= SCORED_FIELDS:
+                raise InputError(f"{path} holds something else than scored prompts; name another --output")
             yield row
 
-    def write(self, rows: list[dict]) -> None:
-        for row in rows:
-            self._count(row)
-        self._file.write(b"".join(map(encode_row, rows)))
-        self._file.flush()
 
-    def _count(self, row: dict) -> None:
-        self.rows += 1
-        self.counts[row["routed_to"]] += 1
-        self.counts["truncated"] += row["truncated"]
+def skip_done(records: Iterator[Record], output: str, router: Router, threshold: float) -> Counter:
+    """Pass over the input rows that are scored already; they must be these rows, by this router and threshold.
 
-
-def skip_done(rows: Iterator[dict], output: Output, router: Router, threshold: float) -> None:
-    """Pass over the input rows that are scored already; they must be these rows, by this router and threshold."""
-    same = {"router": router.model_save_dir.resolve().name, "threshold": threshold}
-    for number, scored in enumerate(output.done(), 1):
-        row = next(rows, None)
-        expected = None if row is None else json.loads(encode_row(row)) | same
-        if expected is None or any(scored.get(name) != value for name, value in expected.items()):
+    Returns:
+        As `count_rows`, of the rows passed over.
+    """
+    counts: Counter = Counter()
+    same = {"router": router.model_save_dir and router.model_save_dir.resolve().name, "threshold": threshold}
+    for number, scored in enumerate(done_rows(output), 1):
+        record = next(records, None)
+        expected = {} if record is None else json.loads(encode_row(record.fields))
+        expected = {name: value for name, value in expected.items() if name not in ANSWER_FIELDS} | same
+        if record is None or any(scored.get(name) != value for name, value in expected.items()):
             raise InputError(
-                f"{output.path}, line {number}, is of another input, router or threshold; "
+                f"{output}, line {number}, is of another input, router or threshold; "
                 "name another --output, or delete the file to score anew"
             )
+        counts += count_rows([scored])
+    return counts
+
+
+def check_first_row(records: Iterator[Record], column: str | None) -> Iterator[Record]:
+    """The same rows, unless the first has no column for the prompt: then the others have none either.
+
+    Raises:
+        InputError: it has none; names the columns.
+    """
+    first = next(records, None)
+    if first is None:
+        return records
+    if (column or prompt_column(first.fields)) not in first.fields:
+        prompt_in(first.fields, column)
+    return itertools.chain([first], records)
+
+
+def count_rows(rows: Iterable[dict]) -> Counter:
+    """Rows by router_label (None: blank), with "rows", "truncated" and "unfamiliar"."""
+    counts: Counter = Counter()
+    for row in rows:
+        counts.update(["rows", row["router_label"], *(name for name in ("truncated", "unfamiliar") if row.get(name))])
+    return counts
 
 
 def rows_in(source: str) -> int | None:
     """How many rows a file has where that is quick to say; for the progress bar."""
     path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
+    if path.suffix.lower() == ".jsonl" and path.is_file():
         with open(path, "rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-    if path.suffix == ".parquet" and path.is_file():
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_metadata(path).num_rows
     return None
 
 
-def summary(counts: Counter, seconds: float, scored: int, prices: tuple[float, float] | None) -> str:
+class Reports:
+    """Names bad rows on stderr, the first `MAX_REPORTS` of them.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, message: str) -> None:
+        """Name one more."""
+        self.count += 1
+        if self.count <= MAX_REPORTS:
+            say_to_stderr(f"passed over: {message}")
+        if self.count == MAX_REPORTS:
+            say_to_stderr("further rows that can't be read are only counted")
+
+
+def say_to_stderr(message: str) -> None:
+    """A line on stderr, above the progress bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(message), file=sys.stderr)
+
+
+class Progress:
+    """How far the work is: a bar on a terminal, else a line on stderr every few seconds."""
+
+    def __init__(self, total: int | None, done: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, initial=done, unit=" prompts", disable=not sys.stderr.isatty(), leave=False)
+        self._of = f" of {total:,}" if total else ""
+        self._done, self._last_line = done, time.monotonic()
+
+    def add(self, rows: int) -> None:
+        """So many more rows are scored."""
+        self._bar.update(rows)
+        self._done += rows
+        if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            print(f"scored {self._done:,}{self._of} rows", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+def summary(counts: Counter, bad_rows: int, seconds: float, scored: int, prices: Prices | None) -> str:
     """The last lines: shares, money, speed."""
-    routed = counts["superior"] + counts["inferior"]
-    share = counts["superior"] / max(routed, 1)
+    routed = counts[SUPERIOR] + counts[INFERIOR]
+    share = counts[SUPERIOR] / max(routed, 1)
     lines = [
-        f"{routed:,} prompts: {counts['superior']:,} ({share:.1%}) to the superior model, {counts['inferior']:,} "
-        f"({1 - share if routed else 0:.1%}) to the inferior; {counts['truncated']:,} too long to score whole, "
-        f"{counts[None]:,} blank"
+        f"{routed:,} prompts: {counts[SUPERIOR]:,} ({share:.1%}) to the superior model, {counts[INFERIOR]:,} "
+        f"({1 - share if routed else 0:.1%}) to the inferior model",
+        f"{counts['truncated']:,} too long to score whole, {counts['unfamiliar']:,} unfamiliar; "
+        f"{counts[None]:,} rows without a prompt, {bad_rows:,} rows or prompts that can't be read",
     ]
     if prices:
-        superior, inferior = prices
-        alone = routed / 1000 * superior
-        cost = (counts["superior"] * superior + counts["inferior"] * inferior) / 1000
-        saved = (alone - cost) / alone if alone else 0
-        lines.append(f"costs {cost:,.2f} instead of {alone:,.2f} with the superior model alone: {saved:.1%} saved")
+        alone, cost = (prices.per_thousand(part) * routed / 1000 for part in (1, share))
+        change = cost / alone - 1 if alone else 0
+        difference = f"{-change:.1%} saved" if change <= 0 else f"{change:.1%} more"
+        lines.append(f"costs ${cost:,.2f} instead of ${alone:,.2f} with the superior model alone: {difference}")
     lines.append(f"scored {scored:,} in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f} a second)")
     return "\n".join(lines)
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", default=STANDARD, metavar="FILE", help="prompts (default: -, the standard input)")
-    parser.add_argument("--output", default=STANDARD, metavar="FILE", help="JSONL (default: -, the standard output)")
-    add_router_flags(parser)
-    parser.add_argument(
-        "--price_superior", type=float, metavar="MONEY", help="what 1,000 prompts cost with the superior model alone"
-    )
-    parser.add_argument(
-        "--price_inferior", type=float, metavar="MONEY", help="what 1,000 prompts cost with the inferior model alone"
-    )
-    args = parser.parse_args(argv)
-    if (args.price_superior is None) != (args.price_inferior is None):
-        parser.error("--price_superior and --price_inferior go together")
-    return args
-
-
-def add_router_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which router scores what."""
-    parser.add_argument(
-        "--model_save_dir", metavar="DIR", help="the checkpoint's folder (default: the newest in ./models)"
-    )
-    parser.add_argument(
-        "--hf_model_name",
-        metavar="NAME",
-        help="where the tokenizer comes from if the folder has none (hub id or folder)",
-    )
-    parser.add_argument(
-        "--threshold", type=float, metavar="P", help="superior from this probability on (default: the checkpoint's)"
-    )
-    parser.add_argument(
-        "--prompt_column",
-        metavar="NAME",
-        help=f"default: the first of {', '.join(PROMPT_COLUMNS)}, messages that is there",
-    )
-    parser.add_argument(
-        "--backend", choices=("onnx", "torch"), help="default: onnx on a CPU, torch on a GPU or without an ONNX file"
-    )
+def next_command(args: argparse.Namespace, router: Router) -> str:
+    """What to run after this."""
+    folder = shlex.quote(str(router.model_save_dir))
+    if args.input == STDIO:
+        return f"next: python3 inference/run_gradio_model.py --model_save_dir {folder}"
+    prompts = shlex.quote(args.input)
+    return f"next: python3 finetuning_model/choose_threshold.py --model_save_dir {folder} --prompts {prompts}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Score the input into the output."""
+    # 1. What to score, and with what
     args = parse_args(argv)
-    from tqdm import tqdm
-
-    # 1. The router, and the rows that are not scored yet
-    router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name, args.backend)
+    prices = prices_from(args)
+    unreadable = Reports()
+    records = check_first_row(read_input(args.input, unreadable), args.prompt_column)
+    router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
     threshold = router.settings.threshold if args.threshold is None else args.threshold
-    rows = read_input(args.input)
-    with Output(args.output) as output:
-        skip_done(rows, output, router, threshold)
-        done = output.rows
-        if done:
-            print(f"{done:,} rows of {args.output} are there already; going on with the next", file=sys.stderr)
 
-        # 2. Window by window: score, write
-        started = time.perf_counter()
-        with tqdm(total=rows_in(args.input), initial=done, unit=" prompts", disable=args.input == STANDARD) as bar:
-            for window in windows(rows):
-                output.write(score_rows(router, window, threshold, args.prompt_column, output.rows + 1))
-                bar.update(len(window))
-        seconds = time.perf_counter() - started
+    # 2. The rows that an earlier run has scored already
+    counts = skip_done(records, args.output, router, threshold)
+    done = counts["rows"]
+    if done:
+        say_to_stderr(f"{done:,} rows of {args.output} are there already; continuing with the next")
 
-    # 3. What that means
-    prices = None if args.price_superior is None else (args.price_superior, args.price_inferior)
-    print(summary(output.counts, seconds, output.rows - done, prices), file=sys.stderr)
+    # 3. Batch by batch: score, write
+    started = time.perf_counter()
+    appender = None if args.output == STDIO else RowAppender(args.output)
+    progress = Progress(rows_in(args.input), done)
+    for batch in batches(records):
+        rows = score_rows(router, batch, threshold, args.prompt_column, unreadable)
+        write(rows, appender)
+        counts += count_rows(rows)
+        progress.add(len(rows))
+    progress.close()
+    if appender:
+        appender.close()
+
+    # 4. What that means
+    seconds = time.perf_counter() - started
+    print(summary(counts, unreadable.count, seconds, counts["rows"] - done, prices), file=sys.stderr)
+    print(next_command(args, router), file=sys.stderr if args.output == STDIO else sys.stdout)
+
+
+def write(rows: Iterable[dict], appender: RowAppender | None) -> None:
+    """Write rows to the output file, or to the standard output."""
+    for row in rows:
+        if appender:
+            appender.append(row)
+        else:
+            sys.stdout.buffer.write(encode_row(row))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
