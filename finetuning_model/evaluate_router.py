@@ -1,66 +1,154 @@
-"""Judge a checkpoint: on outcomes of two models, on labelled prompts, on MT-Bench, on probes and on changed wordings.
+"""Judge a checkpoint: does it beat simple baselines, does it hold inside applications' frames, does routing pay?
 
-Reads   a checkpoint's folder; outcomes (prompt, weak_score, strong_score); labelled prompts; the labelled MT-Bench
-        questions; the rows the checkpoint was trained on, for the baselines. With neither --outcomes nor --labelled:
-        the test part that the checkpoint's training left out.
-Writes  evaluation.md, evaluation.json and plots in <checkpoint>/evaluation/
+Reads   a checkpoint's folder
+        --outcomes: what two models really did (prompt, weak_score, strong_score); each file is a kind of its own, and
+        several are also judged together: pooled, mean over kinds, worst kind
+        --labelled: labelled prompts; with neither, the test part that the checkpoint's training left out
+        the labelled MT-Bench questions, and the rows the checkpoint was trained on, for the baselines
+Writes  evaluation.md, evaluation.json and plots in <checkpoint>/evaluation/; with outcomes also the verdict, in
+        verdict.json and README.md of the checkpoint
 
 Every figure stands beside those of simple baselines, with 95% bootstrap intervals over prompts and paired differences.
+--hf_model_name also names the frozen encoder of the baselines on embeddings (default: the checkpoint's base).
 
 Example:
     python3 finetuning_model/evaluate_router.py --outcomes my_outcomes.jsonl --price_superior 10 --price_inferior 0.6
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from finetuning_model.evaluation.baselines import (
-    baseline_scores,
-    category_gap_of_other_half,
-    category_mean,
-    frozen_encoder,
-)
-from finetuning_model.evaluation.eval_sets import (
+from finetuning_model.frames import JUDGING_FRAMES, Frames
+from router_data import (
+    LABELS,
     QUESTIONS_FILE,
-    EvaluationSet,
-    mark_near_duplicates,
-    probe_set,
-    read_sets,
-    training_rows,
+    InputError,
+    LabelledPrompt,
+    Prices,
+    add_price_flags,
+    batches_with_progress,
+    now,
+    prices_from,
+    program_parser,
+    run_script,
+    write_json,
+    write_text_atomically,
 )
-from finetuning_model.evaluation.figures import as_json, judge_probes, judge_robustness, judge_set
-from finetuning_model.evaluation.report import KNOWS_THE_TEST, markdown, summary
-from finetuning_model.evaluation.run_report import ROUTER
-from router_data import LABELS, InputError, LabelledPrompt, run_script
-from router_model import Router, newest_checkpoint
+from router_model import VERDICT_FILE, Router, add_router_flags, check_threshold, newest_checkpoint
+
+if TYPE_CHECKING:
+    from finetuning_model.evaluation.baselines import Embed
+    from finetuning_model.evaluation.eval_sets import EvalSet
 
 CHUNK = 256  # prompts scored between two moves of the progress bar
 
 
-def scorer(router: Router) -> Callable[[Sequence[str]], np.ndarray]:
-    """`router.score` with a progress bar."""
-    from tqdm import tqdm
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked."""
+    parser = program_parser(__doc__)
+    # fmt: off
+    add = parser.add_argument_group("what to judge on").add_argument
+    add("--outcomes", nargs="+", default=[], metavar="FILE", help="outcomes of two models; files or globs")
+    add("--labelled", nargs="+", default=[], metavar="FILE", help="labelled prompts; files or globs")
+    add("--questions_file", type=Path, default=QUESTIONS_FILE, metavar="FILE",
+        help="labelled MT-Bench questions, where the file exists (default: %(default)s)")
+    add("--frames", type=Path, default=JUDGING_FRAMES, metavar="FILE",
+        help="what your application wraps around a request, in the form that finetuning_model/frames.py describes "
+        "(default: the packaged ones)")
+    add("--limit", type=int, metavar="N", help="at most this many prompts of each file, for a rehearsal (default: all)")
+    add = parser.add_argument_group("how").add_argument
+    add("--train_files", nargs="+", metavar="FILE", help="what the baselines learn from (default: the checkpoint's)")
+    add("--output_dir", type=Path, metavar="DIR", help="where the report goes (default: <checkpoint>/evaluation)")
+    add("--seed", type=int, default=0,
+        help="of the random router, of draws and of typos (default: %(default)s)")
+    # fmt: on
+    add_router_flags(parser)
+    add_price_flags(parser)
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        raise InputError("--limit must be at least 1")
+    check_threshold(args.threshold)
+    prices = prices_from(args)
+    if prices and prices.superior <= prices.inferior:
+        raise InputError("--price_superior must be more than --price_inferior: else there is nothing to save")
+    return args
 
-    def score(prompts: Sequence[str]) -> np.ndarray:
-        starts = range(0, len(prompts), CHUNK)
-        chunks = [router.score(prompts[i : i + CHUNK]) for i in tqdm(starts, "scoring", disable=len(prompts) <= CHUNK)]
-        return np.concatenate(chunks)
 
-    return score
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, score by the router and by every baseline, judge, and write the report and the verdict."""
+    args = parse_args(argv)
+    prices, frames = prices_from(args), Frames.read(args.frames)
+    folder = args.model_save_dir or newest_checkpoint()
+
+    # 1. The checkpoint, the sets to judge on, and the rows that its training saw
+    from finetuning_model.evaluation.eval_sets import probe_set, read_run, read_sets, training_rows
+    from finetuning_model.evaluation.report import markdown, summary
+
+    router, run = Router.load(folder, args.hf_model_name), read_run(folder)
+    threshold = router.settings.threshold if args.threshold is None else args.threshold
+    sets = read_sets(args.outcomes, args.labelled, args.questions_file, folder)
+    sets = [eval_set.at_most(args.limit, args.seed) for eval_set in sets]
+    train, remarks = training_rows(args.train_files, folder, run)
+    prompts = sum(len(eval_set.prompts) for eval_set in sets)
+    say(f"judging {folder} on {prompts:,} prompts of {len(sets)} sets, baselines from {len(train):,} training rows")
+
+    # 2. Every prompt scored, by the router and by every baseline
+    probes = probe_set()
+    embed = encoder_of(args.hf_model_name, router, run, remarks) if train else None
+    score_sets([*sets, probes], router, train, embed, args.seed)
+    pooled = pooled_outcomes(sets, args.seed)
+
+    # 3. The judgement
+    output_dir = args.output_dir or folder / "evaluation"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    evaluation = {
+        **facts(args, folder, router, run, len(train)),
+        "threshold": threshold,
+        "prices": prices,
+        "remarks": remarks,
+        **judge(router, sets, pooled, probes, threshold, prices, args.seed),
+        "frames": judge_in_frames(router, sets, frames, args.frames, run, threshold, args.seed),
+    }
+    say("drawing")
+    for report, eval_set in zip(all_reports(evaluation), [*sets, *pooled], strict=True):
+        report["plots"] = draw_plots(output_dir, eval_set, router, threshold, prices, logit_bias_of(run))
+
+    # 4. The report, whose Markdown is made from its JSON alone, and the verdict
+    evaluation = with_verdict(evaluation, args.outcomes, folder)
+    write_json(output_dir / "evaluation.json", evaluation)
+    write_text_atomically(output_dir / "evaluation.md", markdown(evaluation))
+    if not args.limit:
+        keep_verdict(evaluation["verdict"], folder)
+    print(summary(evaluation))
+    print(f"the whole report: {output_dir / 'evaluation.md'}")
+    print(f"next: {evaluation['verdict']['next']}")
 
 
-def encoder_of(args: argparse.Namespace, router: Router, run: dict, remarks: list[str]):
-    """The frozen encoder that the router was fine-tuned from, or None and a remark."""
-    name = args.hf_model_name or run.get("arguments", {}).get("hf_model_name") or router.settings.base_model
+def say(text: str) -> None:
+    """What is being done, for whoever waits."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def score_prompts(router: Router, prompts: Sequence[str], what: str = "scoring prompts") -> np.ndarray:
+    """`router.score`, while stderr says how far it is; shape (len(prompts),)."""
+    return np.concatenate([router.score(chunk) for chunk in batches_with_progress(prompts, CHUNK, what)])
+
+
+def encoder_of(hf_model_name: str | None, router: Router, run: dict, remarks: list[str]) -> "Embed | None":
+    """The frozen encoder that the router was fine-tuned from; None, and a remark, where it can't be had."""
+    from finetuning_model.evaluation.baselines import frozen_encoder
+
+    recorded = run.get("recipe", {}).get("base") or run.get("arguments", {}).get("hf_model_name")
+    name = hf_model_name or recorded or router.settings.base_model
     try:
         if name is None:
             raise ValueError("the checkpoint names no base model")
@@ -71,159 +159,171 @@ def encoder_of(args: argparse.Namespace, router: Router, run: dict, remarks: lis
         return None
 
 
-def score_sets(sets: list[EvaluationSet], score, train: list[LabelledPrompt], embed, seed: int) -> None:
-    """Fill each set's `scores`: the router's first, then every baseline's, all trained on the same rows."""
-    prompts = [prompt for each in sets for prompt in each.prompts]
-    targets = np.array([row.soft_label for row in train])
-    baselines = baseline_scores([row.prompt for row in train], targets, prompts, embed, seed)
-    scores = {ROUTER: score(prompts), **baselines}
+def score_sets(
+    sets: "Sequence[EvalSet]", router: Router, train: list[LabelledPrompt], embed: "Embed | None", seed: int
+) -> None:
+    """Fill each set's `scores`, the router's first, then those of baselines trained on `train`; and near duplicates."""
+    from finetuning_model.evaluation import baselines
+    from finetuning_model.evaluation.eval_sets import mark_near_duplicates
+
+    prompts = [prompt for eval_set in sets for prompt in eval_set.prompts]
+    scores = {baselines.ROUTER: score_prompts(router, prompts)}
+    if train:
+        say("training the baselines on the same rows")
+    soft_labels = np.array([row.soft_label for row in train])
+    scores |= baselines.baseline_scores([row.prompt for row in train], soft_labels, prompts, embed, seed)
     categories = [getattr(row, "category", None) for row in train]
     start = 0
-    for each in sets:
-        end = start + len(each.prompts)
-        each.scores = {name: values[start:end] for name, values in scores.items()}
+    for eval_set in sets:
+        end = start + len(eval_set.prompts)
+        eval_set.scores = {name: values[start:end] for name, values in scores.items()}
         start = end
-        if set(categories) & set(each.categories):
-            each.scores["category's mean"] = category_mean(categories, targets, each.categories)
-        if each.weak is not None and len(set(each.categories)) > 1:
-            gap = category_gap_of_other_half(each.categories, each.gain, seed)
-            each.scores[KNOWS_THE_TEST] = gap
+        if set(categories) & set(eval_set.categories):
+            own = baselines.category_mean(categories, soft_labels, eval_set.categories)
+            eval_set.scores[baselines.CATEGORY_MEAN] = own
+        add_oracle(eval_set, seed)
+    if train:
+        say("looking for near duplicates of training rows")
+        mark_near_duplicates(sets, train)
 
 
-def draw_plots(folder: Path, each: EvaluationSet, router: Router, prices: tuple[float, float] | None) -> list[str]:
+def add_oracle(eval_set: "EvalSet", seed: int) -> None:
+    """Score outcomes of several categories by what no router can know: the category's gain in their other half."""
+    from finetuning_model.evaluation.baselines import ORACLE_BY_CATEGORY, category_gain_of_other_half
+
+    if eval_set.has_outcomes and len(set(eval_set.categories)) > 1:
+        oracle = category_gain_of_other_half(eval_set.categories, eval_set.gain, seed)
+        eval_set.scores[ORACLE_BY_CATEGORY] = oracle
+
+
+def pooled_outcomes(sets: "Sequence[EvalSet]", seed: int) -> "list[EvalSet]":
+    """All outcomes as one set, where there are several sets of them; its categories are the sets."""
+    from finetuning_model.evaluation.eval_sets import pooled_set
+
+    outcomes = [eval_set for eval_set in sets if eval_set.has_outcomes]
+    if len(outcomes) < 2:
+        return []
+    pooled = pooled_set(outcomes, seed)
+    add_oracle(pooled, seed)
+    return [pooled]
+
+
+def judge(
+    router: Router, sets: "Sequence[EvalSet]", pooled: "Sequence[EvalSet]", probes: "EvalSet", threshold: float,
+    prices: Prices | None, seed: int,
+) -> dict:  # fmt: skip
+    """The figures of evaluation.json but those in frames: sets, several kinds together, probes, changed wordings."""
+    from finetuning_model.evaluation.figures import judge_kinds, judge_probes, judge_robustness, judge_set
+
+    reports = []
+    for eval_set in [*sets, *pooled]:
+        say(f"judging on {eval_set.name}, with 1,000 resamples")
+        reports.append(judge_set(eval_set, threshold, prices))
+    kinds = [eval_set for eval_set in sets if eval_set.has_outcomes and eval_set.has_gap]
+    say("changing the wording of prompts")
+    return {
+        "sets": reports[: len(sets)],
+        "pooled": reports[len(sets)] if pooled else None,
+        "kinds": judge_kinds(kinds, pooled[0], threshold) if len(kinds) > 1 else None,
+        "probes": judge_probes(probes),
+        "robustness": judge_robustness(router.score, sets, threshold, seed),
+    }
+
+
+def judge_in_frames(
+    router: Router, sets: "Sequence[EvalSet]", frames: Frames, frames_file: Path, run: dict, threshold: float, seed: int
+) -> dict:
+    """Requests of all sets inside the frames, and whether the checkpoint was trained on some of these."""
+    from finetuning_model.evaluation.figures import judge_sets_in_frames
+
+    trained_on = run.get("recipe", {}).get("frames_file")
+    remark = "The checkpoint was trained without frames."
+    if trained_on and not Path(trained_on).exists():
+        remark = f"Whether they were trained on can't be told: {trained_on} is missing."
+    elif trained_on:
+        shared = len(set(frames.frames) & set(Frames.read(trained_on).frames))
+        remark = f"{shared} of them were trained on: that flatters the router." if shared else "None was trained on."
+    score = partial(score_prompts, router, what="scoring requests in frames")
+    found = judge_sets_in_frames(score, sets, frames, threshold, seed)
+    return {"file": frames_file.name, "remark": remark, **found}
+
+
+def facts(args: argparse.Namespace, folder: Path, router: Router, run: dict, train_rows: int) -> dict:
+    """What was judged, and how."""
+    return {
+        "model_save_dir": str(folder),
+        "base_model": router.settings.base_model,
+        "backend": router.backend,
+        "temperature": router.settings.temperature,
+        "train_rows": train_rows,
+        "train_files": [str(path) for path in args.train_files or run.get("train_files") or []],
+        "seed": args.seed,
+        "limit": args.limit,
+        "evaluated_at": now(),
+    }
+
+
+def all_reports(evaluation: dict) -> list[dict]:
+    """The reports of all sets, the pooled one last."""
+    return [*evaluation["sets"], *([evaluation["pooled"]] if evaluation["pooled"] else [])]
+
+
+def logit_bias_of(run: dict) -> float:
+    """The bias that calibration put into the head of the seed that was kept; 0 where the record has none."""
+    logs = [log for log in run.get("training", []) if "validation_loss" in log]
+    kept: dict = min(logs, key=lambda log: log["validation_loss"], default={})
+    return kept.get("logit_bias", kept.get("shift", 0.0))  # "shift" is the earlier form's word
+
+
+def draw_plots(
+    folder: Path, eval_set: "EvalSet", router: Router, threshold: float, prices: Prices | None, logit_bias: float
+) -> list[str]:
     """The set's plots; returns their names."""
     from finetuning_model.evaluation import plots
+    from finetuning_model.evaluation.baselines import ROUTER
+    from finetuning_model.evaluation.metrics import uncalibrated
 
-    scores, threshold, name = each.scores[ROUTER], router.settings.threshold, each.name
-    target = next(iter(each.targets.values()))
-    y = (target >= 0.5).astype(float)
-    drawn = []
+    scores, labels, title = eval_set.scores[ROUTER], eval_set.first_labels, eval_set.name
+    names = []
 
     def path(kind: str) -> Path:
-        drawn.append(f"{name}_{kind}.png")
-        return folder / drawn[-1]
+        names.append(f"{title.replace(' ', '_')}_{kind}.png")
+        return folder / names[-1]
 
-    if each.weak is not None:
-        if each.gain.sum() > 0:
-            baselines = {key: values for key, values in each.scores.items() if key != ROUTER}
-            plots.cost_quality(path("cost_quality"), scores, baselines, each.gain, prices, name)
-        fails, gains = each.weak < 0.5, each.gain > 0
+    if eval_set.has_outcomes and eval_set.has_gap:
+        rest = {name: values for name, values in eval_set.scores.items() if name != ROUTER}
+        plots.cost_quality(path("cost_quality"), scores, rest, eval_set.gain, prices, title)
+    if eval_set.has_outcomes:
+        fails, gains = eval_set.weak < 0.5, eval_set.gain > 0
         groups = {"the inferior model suffices": ~fails, "only the superior one does better": fails & gains}
         groups["both fail alike"] = fails & ~gains
     else:
-        groups = {label: y == i for i, label in enumerate(LABELS)}
-    plots.score_histogram(path("scores"), scores, groups, threshold, name)
-    plots.reliability(path("reliability"), target, uncalibrated(scores, router.settings.temperature), scores, name)
-    if len(set(each.categories)) > 1:
-        plots.accuracy_by_category(path("categories"), each.categories, (scores >= threshold) == (y > 0), y, name)
-    return drawn
+        groups = {label: labels == i for i, label in enumerate(LABELS)}
+    plots.score_histogram(path("scores"), scores, groups, threshold, title)
+    before = uncalibrated(scores, router.settings.temperature, logit_bias)
+    plots.reliability(path("reliability"), labels, before, scores, title)
+    if len(set(eval_set.categories)) > 1:
+        correct = (scores >= threshold) == (labels > 0)
+        plots.accuracy_by_category(path("categories"), eval_set.categories, correct, labels, title)
+    return names
 
 
-def uncalibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities before temperature scaling."""
-    inside = np.clip(scores, 1e-12, 1 - 1e-12)
-    return 1 / (1 + np.exp(-temperature * np.log(inside / (1 - inside))))
+def with_verdict(evaluation: dict, outcome_files: Sequence[str], folder: Path) -> dict:
+    """The evaluation as plain JSON, with what it means for whoever pays the bill."""
+    from finetuning_model.evaluation.metrics import as_json
+    from finetuning_model.evaluation.verdict import judge_verdict
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model_save_dir", type=Path, help="the checkpoint's folder (default: the newest in ./models)")
-    add("--outcomes", nargs="+", default=[], metavar="FILE", help="JSONL of prompt, weak_score, strong_score; or globs")
-    add("--labelled", nargs="+", default=[], metavar="FILE", help="JSONL of labelled prompts; files or globs")
-    add("--questions_file", help=f"labelled MT-Bench questions (default: {QUESTIONS_FILE}, where it exists)")
-    add(
-        "--train_files", nargs="+", metavar="FILE", help="what the baselines learn from (default: the checkpoint's own)"
-    )
-    add("--output_dir", type=Path, help="where the report goes (default: <checkpoint>/evaluation)")
-    add(
-        "--hf_model_name", help="hub id or folder of the frozen encoder, and of a missing tokenizer (default: its base)"
-    )
-    add("--threshold", type=float, help="superior from this probability on (default: the checkpoint's, 0..1)")
-    add("--price_superior", type=float, metavar="MONEY", help="what 1,000 prompts cost with the superior model alone")
-    add("--price_inferior", type=float, metavar="MONEY", help="what 1,000 prompts cost with the inferior model alone")
-    add("--limit", type=int, help="judge on at most this many prompts of each file, for a rehearsal (default: all)")
-    add("--seed", type=int, default=0, help="of the random router, of --limit and of the typos (default: 0)")
-    args = parser.parse_args(argv)
-    if (args.price_superior is None) != (args.price_inferior is None):
-        parser.error("--price_superior and --price_inferior go together")
-    if args.price_superior is not None and not args.price_superior > args.price_inferior >= 0:
-        parser.error("--price_superior must be more than --price_inferior, and neither below 0")
-    if args.limit is not None and args.limit < 1:
-        parser.error("--limit must be at least 1")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    # 1. Read the checkpoint's evidence, the test sets and the training rows.
-    args = parse_args(argv)
-    model_save_dir = args.model_save_dir or newest_checkpoint()
-    sets = read_sets(args, model_save_dir)
-    run_file = model_save_dir / "run.json"
-    run = json.loads(run_file.read_text(encoding="utf-8")) if run_file.exists() else {}
-    train, remarks = training_rows(args, model_save_dir, run)
-    prices = None if args.price_superior is None else (args.price_superior, args.price_inferior)
-
-    # 2. Load the router and score everything.
-    router = Router.load(model_save_dir, args.hf_model_name)
-    if not sets:
-        raise InputError(f"{model_save_dir} has no test part of its own; name files with --outcomes or --labelled")
-    if args.threshold is not None:
-        router.settings.threshold = args.threshold
-    threshold = router.settings.threshold
-    print(
-        f"judging {model_save_dir} on {sum(len(each.prompts) for each in sets):,} prompts of {len(sets)} sets",
-        flush=True,
-    )
-    embed = encoder_of(args, router, run, remarks) if train else None
-    score = scorer(router)
-    probes = probe_set()
-    score_sets([*sets, probes], score, train, embed, args.seed)
-    if train:
-        mark_near_duplicates([*sets, probes], train)
-
-    # 3. Judge.
-    output_dir = args.output_dir or model_save_dir / "evaluation"
-    output_dir.mkdir(parents=True, exist_ok=True)
-    evaluation = {
-        "model_save_dir": str(model_save_dir),
-        "base_model": router.settings.base_model,
-        "backend": router.backend,
-        "threshold": threshold,
-        "temperature": router.settings.temperature,
-        "trained_for": trained_for(train),
-        "train_rows": len(train),
-        "train_files": args.train_files or run.get("train_files") or [],
-        "prices": prices,
-        "seed": args.seed,
-        "limit": args.limit,
-        "remarks": remarks,
-        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sets": [
-            judge_set(each, threshold, prices) | {"plots": draw_plots(output_dir, each, router, prices)}
-            for each in sets
-        ],
-        "probes": judge_probes(probes),
-        "robustness": judge_robustness(score, sets, threshold, args.seed),
-    }
-
-    # 4. Write the report; the Markdown is made from the JSON alone.
     evaluation = as_json(evaluation)
-    text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (output_dir / "evaluation.json").write_text(text, encoding="utf-8")
-    (output_dir / "evaluation.md").write_text(markdown(evaluation), encoding="utf-8")
-    print(summary(evaluation))
-    print(f"the whole report: {output_dir / 'evaluation.md'}")
+    return {**evaluation, "verdict": judge_verdict(evaluation, outcome_files, folder)}
 
 
-def trained_for(train: list[LabelledPrompt]) -> str:
-    """Which question the router was trained to answer."""
-    questions = {
-        "outcome_gain": "the superior model gains (outcomes)",
-        "outcome_fail": "the inferior model fails (outcomes)",
-    }
-    asked = {questions.get(row.labelled_by, "the inferior model would clearly fall short (labels)") for row in train}
-    return "; ".join(sorted(asked)) or "the superior model is needed, by rows that are not known here"
+def keep_verdict(verdict: dict, folder: Path) -> None:
+    """Put a verdict that rests on outcomes into the checkpoint's folder, for the page and the model card."""
+    from finetuning_model.evaluation.model_card import write_verdict_into_card
+
+    if verdict["pays"] is not None:
+        write_json(folder / VERDICT_FILE, verdict)
+        write_verdict_into_card(folder)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ PROMPT_LENGTH = "prompt length"
 MAJORITY = "majority"
 CONSTANT_BASELINES = (ALWAYS_INFERIOR, ALWAYS_SUPERIOR, MAJORITY)
 CATEGORY_MEAN = "category's mean"
-ORACLE_BY_CATEGORY = "oracle by category"  # knows the judged prompts' categories and outcomes: shown, never to be beaten
+ORACLE_BY_CATEGORY = "oracle by category"  # knows the judged prompts' own gains: shown, but no verdict rests on it
 
 NEIGHBOURS = 15
 CHUNK = 1024  # prompts embedded between two lines of progress
@@ -163,6 +163,8 @@ def frozen_encoder(base: str, max_length: int = 256) -> Embed:
     def embed(prompts: tuple[str, ...]) -> np.ndarray:
         rows = [row.ids for row in encoder.encode(prompts)]
         chunks = batches_with_progress(rows, CHUNK, "embedding prompts for the baselines")
-        return np.concatenate([run_in_batches(mean_pooled, chunk, tokenizer.pad_token_id or 0) for chunk in chunks])
+        return np.concatenate(
+            [run_in_batches(mean_pooled, list(chunk), tokenizer.pad_token_id or 0) for chunk in chunks]
+        )
 
     return lambda prompts: embed(tuple(prompts))

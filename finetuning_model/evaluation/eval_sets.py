@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from finetuning_model.labelled_rows import read_labelled_rows
+from prompt_files import first_user_turn, prompt_in, read_records
 from router_data import (
     EVEN_GAIN,
     InputError,
@@ -20,12 +21,9 @@ from router_data import (
     Outcome,
     check_row,
     expand_paths,
-    first_user_turn,
     near_duplicate_groups,
     normalise_prompt,
     probability_from_gain,
-    prompt_in,
-    read_records,
     read_rows,
 )
 from router_model import PREDICTIONS_FILE, RUN_FILE, VALIDATION_FILE
@@ -42,7 +40,7 @@ Row = TypeVar("Row", Outcome, LabelledPrompt)
 
 @dataclass
 class EvalSet:
-    """Prompts to judge on, and what is known of each; lists and arrays have one entry per prompt.
+    """Prompts to judge on, and what is known of each; lists and arrays have one entry per prompt, or none if unknown.
 
     Attributes:
         name: what reports and plots call it.
@@ -53,7 +51,7 @@ class EvalSet:
         weak, strong: quality of the inferior and the superior model's answer, shape (n,), where the rows are outcomes.
         human_preference: 1 - the human preference ratio, shape (n,), of MT-Bench questions.
         scores: scorer -> superior scores, shape (n,); the router's first.
-        near_duplicates: whether a training row is a near duplicate, shape (n,); None where that is not known.
+        near_duplicates: whether a training row is a near duplicate, shape (n,).
     """
 
     name: str
@@ -62,21 +60,26 @@ class EvalSet:
     labels: dict[str, np.ndarray]
     categories: list[str]
     languages: list[str]
-    weak: np.ndarray | None = None
-    strong: np.ndarray | None = None
-    human_preference: np.ndarray | None = None
+    weak: np.ndarray = field(default_factory=lambda: np.empty(0))
+    strong: np.ndarray = field(default_factory=lambda: np.empty(0))
+    human_preference: np.ndarray = field(default_factory=lambda: np.empty(0))
     scores: dict[str, np.ndarray] = field(default_factory=dict)
-    near_duplicates: np.ndarray | None = None
+    near_duplicates: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     @property
-    def gain(self) -> np.ndarray | None:
-        """The superior model's quality minus the inferior model's, shape (n,); None without outcomes."""
-        return None if self.weak is None or self.strong is None else self.strong - self.weak
+    def gain(self) -> np.ndarray:
+        """The superior model's quality minus the inferior model's, shape (n,)."""
+        return self.strong - self.weak
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether it is known how good both models' answers are."""
+        return len(self.weak) > 0
 
     @property
     def has_gap(self) -> bool:
-        """Whether these are outcomes on which the superior model does better in all, so that there is a gap to recover."""
-        return self.gain is not None and self.gain.sum() > 0
+        """Whether these are outcomes with a gap to recover: the superior model does better in all."""
+        return self.gain.sum() > 0
 
     @property
     def first_labels(self) -> np.ndarray:
@@ -90,7 +93,7 @@ class EvalSet:
             if isinstance(value, dict):
                 return {key: part(values) for key, values in value.items()}
             if isinstance(value, np.ndarray):
-                return value[rows]
+                return value[rows] if len(value) else value
             return [value[i] for i in rows] if isinstance(value, list) else value
 
         return EvalSet(**{name: part(value) for name, value in vars(self).items()})
@@ -202,17 +205,30 @@ def is_in_unit_interval(values: np.ndarray) -> bool:
     return bool(values.min() >= 0 and values.max() <= 1)
 
 
+def pool_small(names: Sequence[str], most: int, fewest_rows: int = 1) -> list[str]:
+    """The names of each row's category, where the smallest categories share the name "other (17 categories)".
+
+    Args:
+        names: a category per row.
+        most: categories that may be left, the pooled one included.
+        fewest_rows: categories with fewer are pooled, however many there are.
+    """
+    counts = Counter(names).most_common()
+    kept = [name for name, count in counts if count >= fewest_rows][: most - 1]
+    if len(counts) - len(kept) < 2:  # one alone is not worth pooling
+        return list(names)
+    other = f"other ({len(counts) - len(kept)} categories)"
+    return [name if name in kept else other for name in names]
+
+
 def pooled_set(sets: Sequence[EvalSet], seed: int) -> EvalSet:
     """At most MAX_POOLED_ROWS of each set's prompts, drawn by seed, in one set whose categories are the sets.
 
-    Only what every set has is kept: its scorers, its labels.
+    Of scorers and labels only those that every set has are kept.
     """
     parts = [eval_set.at_most(MAX_POOLED_ROWS, seed) for eval_set in sets]
 
-    def joined(values):
-        return np.concatenate(values) if all(value is not None for value in values) else None
-
-    def joined_by_name(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def joined(dicts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         names = [name for name in dicts[0] if all(name in values for values in dicts)]
         return {name: np.concatenate([values[name] for values in dicts]) for name in names}
 
@@ -220,27 +236,31 @@ def pooled_set(sets: Sequence[EvalSet], seed: int) -> EvalSet:
         name="all kinds pooled",
         kind=f"{OUTCOMES}, at most {MAX_POOLED_ROWS} prompts of each of {len(sets)} sets",
         prompts=[prompt for part in parts for prompt in part.prompts],
-        labels=joined_by_name([part.labels for part in parts]),
+        labels=joined([part.labels for part in parts]),
         categories=[part.name for part in parts for _ in part.prompts],
         languages=[language for part in parts for language in part.languages],
-        weak=joined([part.weak for part in parts]),
-        strong=joined([part.strong for part in parts]),
-        scores=joined_by_name([part.scores for part in parts]),
-        near_duplicates=joined([part.near_duplicates for part in parts]),
+        weak=np.concatenate([part.weak for part in parts]),
+        strong=np.concatenate([part.strong for part in parts]),
+        scores=joined([part.scores for part in parts]),
+        near_duplicates=np.concatenate([part.near_duplicates for part in parts]),
     )
 
 
+def probe_ladders() -> dict[str, list[dict]]:
+    """Our own prompts in order of difficulty, each row with a `kind` and `prompts` from easy to hard; pairs are two."""
+    pairs = [{"kind": row["kind"], "prompts": [row["easier"], row["harder"]]} for row in read_probes("ordered_pairs")]
+    return {"ordered_pairs": pairs, "ladders": read_probes("ladders")}
+
+
 def probe_set() -> EvalSet:
-    """The prompts of all ordered pairs, easier ones first, and of all ladders, as one set to score."""
-    pairs, ladders = read_probes("ordered_pairs.jsonl"), read_probes("ladders.jsonl")
-    prompts = [row[key] for key in ("easier", "harder") for row in pairs]
-    prompts += [prompt for row in ladders for prompt in row["prompts"]]
+    """The prompts of `probe_ladders`, row after row, as one set to score."""
+    prompts = [prompt for rows in probe_ladders().values() for row in rows for prompt in row["prompts"]]
     return EvalSet("probes", "probes", prompts, {}, [], [])
 
 
 def read_probes(name: str) -> list[dict]:
     """The rows of a file of probes; none where it is missing."""
-    path = PROBES / name
+    path = PROBES / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

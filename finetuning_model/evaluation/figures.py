@@ -1,151 +1,179 @@
-"""The figures of an evaluation: one set, the probes, changed wordings; as plain values for evaluation.json."""
+"""The figures of an evaluation: one set, all kinds together, the probes, changed wordings; as values for JSON."""
 
-import math
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from finetuning_model.choose_threshold import cost, quality_estimate
 from finetuning_model.evaluation import robustness
-from finetuning_model.evaluation.eval_sets import EvaluationSet, read_probes
+from finetuning_model.evaluation.baselines import (
+    ALWAYS_INFERIOR,
+    ALWAYS_SUPERIOR,
+    PROMPT_LENGTH,
+    RANDOM,
+    ROUTER,
+)
+from finetuning_model.evaluation.eval_sets import EvalSet, is_in_unit_interval, pool_small, probe_ladders, read_probes
 from finetuning_model.evaluation.metrics import (
+    OF_PROBABILITIES,
     Metric,
     accuracy,
     apgr,
     average,
     bootstrap_weights,
-    compare,
+    compare_scorers,
     cpt,
     estimate,
+    gain_of_calls,
     label_figures,
     pgr,
     spearman,
+    with_differences,
 )
-from finetuning_model.evaluation.run_report import ROUTER
-from router_data import LABELS
+from finetuning_model.frames import Frames
+from router_data import LABELS, Prices
 
 LENGTHS = (60, 200, 600)  # characters: ends of the length buckets
-MISSES = 20
-PERTURBED = 200  # prompts whose wording is changed
+MAX_MISSES = 20
+MAX_PERTURBED_PROMPTS = 200
+MAX_BUCKETS = 25  # of one sort in a report; the smaller ones are pooled
 
 
-def judge_set(each: EvaluationSet, threshold: float, prices: tuple[float, float] | None) -> dict:
+# --- one set ---------------------------------------------------------------------------------------------------------
+
+
+def judge_set(eval_set: EvalSet, threshold: float, prices: Prices | None) -> dict:
     """Everything the report says of one set."""
-    n = len(each.prompts)
-    draws = bootstrap_weights(n)
-    router = each.scores[ROUTER]
-    report = {"name": each.name, "kind": each.kind, "rows": n}
-    report["targets"] = [
+    draws = bootstrap_weights(len(eval_set.prompts))
+    router, labels = eval_set.scores[ROUTER], eval_set.first_labels
+    report: dict = {"name": eval_set.name, "kind": eval_set.kind, "rows": len(eval_set.prompts)}
+    report["labels"] = [
         {
-            "target": target,
-            "superior_share": float(np.mean(values >= 0.5)),
-            "metrics": compare_all(label_figures(values, threshold), each.scores, draws),
-            "confusion": confusion(values, router, threshold),
+            "says": says,
+            "superior_share": float(np.mean(soft_labels >= 0.5)),
+            "metrics": compare_all(label_figures(soft_labels, threshold), eval_set.scores, draws),
+            "confusion": confusion(soft_labels, router, threshold),
         }
-        for target, values in each.targets.items()
+        for says, soft_labels in eval_set.labels.items()
     ]
-    headline = "AUROC"
-    if each.weak is not None and each.gain.sum() > 0:
-        headline = "APGR"
-        report["curve"] = compare_all(curve_figures(each, threshold, prices), each.scores, draws)
-        report["at_threshold"] = at_threshold(each, threshold, prices)
-    if each.human_preference is not None:
-        rank = {"Spearman's ρ with the human preference": spearman(each.human_preference)}
-        report["human_preference"] = compare_all(rank, each.scores, draws)
-    everything = report.get("curve") or report["targets"][0]["metrics"]
-    report["headline"] = {"metric": headline, "scorers": everything[headline]}
-    if each.near_duplicates is not None:
-        report["near_duplicates"] = int(each.near_duplicates.sum())
-        if 0 < report["near_duplicates"] < n:
-            report["without_near_duplicates"] = without_near_duplicates(each, headline)
-    y = (next(iter(each.targets.values())) >= 0.5).astype(float)
+    headline = "APGR" if eval_set.has_gap else "AUROC"
+    figures = report["labels"][0]["metrics"]
+    if eval_set.has_gap:
+        figures = report["curve"] = compare_all(curve_figures(eval_set, threshold, prices), eval_set.scores, draws)
+    report["headline"] = {"metric": headline, "scorers": figures[headline]}
+    if eval_set.has_outcomes and eval_set.strong.sum() > 0:
+        report["at_threshold"] = judge_routing(eval_set, threshold, prices)
+    if len(eval_set.human_preference):
+        rank = {"Spearman's ρ with the human preference": spearman(eval_set.human_preference)}
+        report["human_preference"] = compare_all(rank, eval_set.scores, draws)
+    if len(eval_set.near_duplicates):
+        report["near_duplicates"] = int(eval_set.near_duplicates.sum())
+        if 0 < report["near_duplicates"] < report["rows"]:
+            report["without_near_duplicates"] = without_near_duplicates(eval_set, headline)
     report["by"] = {
-        "category": buckets(each.categories, router, y, threshold),
-        "language": buckets(each.languages, router, y, threshold),
-        "length in characters": buckets(list(map(length_bucket, each.prompts)), router, y, threshold),
+        "category": buckets(eval_set.categories, router, labels, threshold),
+        "language": buckets(eval_set.languages, router, labels, threshold),
+        "length in characters": buckets(list(map(length_bucket, eval_set.prompts)), router, labels, threshold),
     }
-    report["misses"] = misses(each, y, threshold)
+    report["misses"] = misses(eval_set, labels, threshold)
     return report
 
 
 def compare_all(metrics: dict[str, Metric], scores: dict[str, np.ndarray], draws: np.ndarray) -> dict:
-    """Metric -> scorer -> its figure, and the router's figure minus it."""
-    compared = {}
-    for name, metric in metrics.items():
-        of_probabilities = name in ("accuracy", "Brier score", "expected calibration error")
-        usable = {
-            scorer: values
-            for scorer, values in scores.items()
-            if not of_probabilities or (values.min() >= 0 and values.max() <= 1)
-        }
-        compared[name] = compare(metric, usable, draws)
-    return compared
+    """Metric -> scorer -> its figure, and the router's minus it; scores outside 0..1 are only ranked."""
+    probabilities = {scorer: values for scorer, values in scores.items() if is_in_unit_interval(values)}
+    return {
+        name: compare_scorers(metric, probabilities if name in OF_PROBABILITIES else scores, draws)
+        for name, metric in metrics.items()
+    }
 
 
-def curve_figures(each: EvaluationSet, threshold: float, prices: tuple[float, float] | None) -> dict[str, Metric]:
-    gain, calls = each.gain, float(np.mean(each.scores[ROUTER] >= threshold))
-    figures = {"APGR": apgr(gain), "CPT(50)": cpt(gain, 0.5), "CPT(80)": cpt(gain, 0.8)}
-    figures[f"PGR at {calls:.0%} superior calls"] = pgr(gain, calls)
+def curve_figures(eval_set: EvalSet, threshold: float, prices: Prices | None) -> dict[str, Metric]:
+    """The metrics on the cost-quality curve of outcomes, by name."""
+    gain, share = eval_set.gain, float(np.mean(eval_set.scores[ROUTER] >= threshold))
+    half, most = cpt(gain, 0.5), cpt(gain, 0.8)
+    figures = {"APGR": apgr(gain), "CPT(50)": half, "CPT(80)": most, pgr_name(share): pgr(gain, share)}
     if prices:
-        figures["cost at CPT(50)"] = lambda scores, weights: cost(cpt(gain, 0.5)(scores, weights), *prices)
-        figures["cost at CPT(80)"] = lambda scores, weights: cost(cpt(gain, 0.8)(scores, weights), *prices)
+        figures["cost at CPT(50)"] = lambda scores, weights: prices.per_thousand(half(scores, weights))
+        figures["cost at CPT(80)"] = lambda scores, weights: prices.per_thousand(most(scores, weights))
     return figures
 
 
-def at_threshold(each: EvaluationSet, threshold: float, prices: tuple[float, float] | None) -> dict:
-    """What the checkpoint's own threshold brings."""
-    router, n = each.scores[ROUTER], len(each.prompts)
-    superior = (router >= threshold).astype(float)
-    calls = estimate(average, superior, bootstrap_weights(n))
-    found = {
-        "superior_calls": calls,
-        "quality": quality_estimate(router, threshold, each.weak, each.strong),
-        "quality_of_random": 1 - (1 - calls.value) * each.gain.sum() / each.strong.sum(),
-        "quality_of_inferior": each.weak.sum() / each.strong.sum(),
+def pgr_name(share: float) -> str:
+    """What a table calls the PGR where the router's threshold lies."""
+    return f"PGR at {share:.0%} superior calls"
+
+
+def judge_routing(eval_set: EvalSet, threshold: float, prices: Prices | None) -> dict:
+    """What routing at a threshold brings on outcomes, beside the simple ways to spend as much.
+
+    Returns:
+        `superior_share`; `quality` of the routed answers and `quality_of` each alternative, relative to the superior
+        model alone; `lead_over` each of them in the same unit, by paired bootstrap; with prices, US dollars for 1,000
+        prompts. "random" and "prompt length" send as many prompts to the superior model as the router does.
+    """
+    router, weak, strong, gain = eval_set.scores[ROUTER], eval_set.weak, eval_set.strong, eval_set.gain
+    sent = router >= threshold
+    routed, length = np.where(sent, strong, weak), eval_set.scores[PROMPT_LENGTH]
+    quality_sums: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        ROUTER: lambda weights: weights @ routed,
+        ALWAYS_SUPERIOR: lambda weights: weights @ strong,
+        ALWAYS_INFERIOR: lambda weights: weights @ weak,
+        RANDOM: lambda weights: weights @ weak + average(sent, weights) * (weights @ gain),
+        PROMPT_LENGTH: lambda weights: weights @ weak + gain_of_calls(gain, length, weights, average(sent, weights)),
+    }
+    ones, draws = np.ones((1, len(router))), bootstrap_weights(len(router))
+    compared = with_differences(
+        {
+            name: ((quality(ones) / (ones @ strong))[0], quality(draws) / (draws @ strong))
+            for name, quality in quality_sums.items()
+        }
+    )
+    share = estimate(average, sent.astype(np.float64), draws)
+    found: dict = {
+        "superior_share": share,
+        "quality": compared.pop(ROUTER)["figure"],
+        "quality_of": {name: entry["figure"] for name, entry in compared.items()},
+        "lead_over": {name: entry["difference"] for name, entry in compared.items()},
     }
     if prices:
-        found["cost"] = cost(calls.value, *prices)
-        found["cost_of_superior"] = prices[0]
+        found["cost"] = prices.per_thousand(share.value)
+        found["cost_of_superior"] = prices.per_thousand(1.0)
     return found
 
 
-def confusion(targets: np.ndarray, router: np.ndarray, threshold: float) -> dict:
-    """Wanted label -> route taken -> prompts."""
-    wanted, went = targets >= 0.5, router >= threshold
+def confusion(soft_labels: np.ndarray, router: np.ndarray, threshold: float) -> dict:
+    """Label -> route taken -> prompts."""
+    wanted, taken = soft_labels >= 0.5, router >= threshold
     return {
-        label: {route: int(((wanted == i) & (went == j)).sum()) for j, route in enumerate(LABELS)}
+        label: {route: int(((wanted == i) & (taken == j)).sum()) for j, route in enumerate(LABELS)}
         for i, label in enumerate(LABELS)
     }
 
 
-def without_near_duplicates(each: EvaluationSet, headline: str) -> dict:
-    """The router's headline figure on the prompts that have no near duplicate in the training rows."""
-    keep = ~each.near_duplicates
-    target = next(iter(each.targets.values()))[keep]
-    metric = apgr(each.gain[keep]) if headline == "APGR" else label_figures(target, 0.5)["AUROC"]
-    return {
-        "rows": int(keep.sum()),
-        headline: estimate(metric, each.scores[ROUTER][keep], bootstrap_weights(keep.sum())),
-    }
+def without_near_duplicates(eval_set: EvalSet, headline: str) -> dict:
+    """The router's headline figure on the prompts that have no near duplicate among the training rows."""
+    rest = eval_set.take(np.flatnonzero(~eval_set.near_duplicates))
+    metric = apgr(rest.gain) if headline == "APGR" else label_figures(rest.first_labels, 0.5)["AUROC"]
+    n = len(rest.prompts)
+    return {"rows": n, headline: estimate(metric, rest.scores[ROUTER], bootstrap_weights(n))}
 
 
-def buckets(names: Sequence[str], router: np.ndarray, y: np.ndarray, threshold: float) -> list[dict]:
-    """Accuracy in each bucket, beside that of its best constant decision; largest buckets first."""
-    names = np.asarray(names)
+def buckets(names: Sequence[str], router: np.ndarray, labels: np.ndarray, threshold: float) -> list[dict]:
+    """Accuracy in each bucket, beside that of its best constant decision, largest buckets first."""
     found = []
-    for name, count in Counter(names.tolist()).most_common():
-        member = names == name
-        share = y[member].mean()
+    pooled = np.asarray(pool_small(names, MAX_BUCKETS))
+    for name, count in Counter(pooled.tolist()).most_common():
+        member = pooled == name
+        share = labels[member].mean()
         found.append(
             {
                 "name": name,
                 "rows": count,
                 "superior_share": share,
                 "mean_score": router[member].mean(),
-                "accuracy": estimate(accuracy(y[member], threshold), router[member], bootstrap_weights(count)),
+                "accuracy": estimate(accuracy(labels[member], threshold), router[member], bootstrap_weights(count)),
                 "constant_accuracy": max(share, 1 - share),
             }
         )
@@ -153,6 +181,7 @@ def buckets(names: Sequence[str], router: np.ndarray, y: np.ndarray, threshold: 
 
 
 def length_bucket(prompt: str) -> str:
+    """The name of the bucket of a prompt's length."""
     low = 0
     for high in LENGTHS:
         if len(prompt) <= high:
@@ -161,60 +190,100 @@ def length_bucket(prompt: str) -> str:
     return f"over {low}"
 
 
-def misses(each: EvaluationSet, y: np.ndarray, threshold: float) -> list[dict]:
-    """The wrong decisions whose score lies farthest from the truth."""
-    router = each.scores[ROUTER]
-    wrong = np.flatnonzero((router >= threshold) != (y >= 0.5))
-    worst = wrong[np.argsort(-np.abs(router - y)[wrong], kind="stable")][:MISSES]
+def misses(eval_set: EvalSet, labels: np.ndarray, threshold: float) -> list[dict]:
+    """The wrong decisions whose score lies farthest from the label."""
+    router = eval_set.scores[ROUTER]
+    wrong = np.flatnonzero((router >= threshold) != (labels >= 0.5))
+    worst = wrong[np.argsort(-np.abs(router - labels)[wrong], kind="stable")][:MAX_MISSES]
     return [
         {
-            "prompt": each.prompts[i],
-            "category": each.categories[i],
-            "superior_probability": router[i],
-            "truth": LABELS[int(y[i])],
-            **({"weak_score": each.weak[i], "strong_score": each.strong[i]} if each.weak is not None else {}),
+            "prompt": eval_set.prompts[i],
+            "category": eval_set.categories[i],
+            "router_score": router[i],
+            "label": LABELS[int(labels[i])],
+            **({"weak_score": eval_set.weak[i], "strong_score": eval_set.strong[i]} if eval_set.has_outcomes else {}),
         }
         for i in worst
     ]
 
 
-def judge_probes(probes: EvaluationSet) -> dict:
+# --- several kinds together ------------------------------------------------------------------------------------------
+
+
+def judge_kinds(sets: Sequence[EvalSet], pooled: EvalSet, threshold: float) -> dict:
+    """Several kinds of prompts together: pooled, their mean, and the worst, by every scorer that all sets have.
+
+    Args:
+        sets: outcomes, a kind each.
+        pooled: `pooled_set` of them.
+        threshold: SUPERIOR from this score on; says at which share of superior calls PGR is given.
+
+    Returns:
+        `pooled` (metric -> scorer -> figure and difference); `mean` and `worst` of APGR (scorer -> the same, `worst`
+        with the kind on which that scorer is worst). Of the mean each kind is resampled by itself.
+    """
+    draws = bootstrap_weights(len(pooled.prompts))
+    share = float(np.mean(pooled.scores[ROUTER] >= threshold))
+    metrics = {"APGR": apgr(pooled.gain), pgr_name(share): pgr(pooled.gain, share)}
+    scorers = [name for name in sets[0].scores if all(name in eval_set.scores for eval_set in sets)]
+    values: dict[str, list[float]] = {name: [] for name in scorers}
+    resampled: dict[str, list[np.ndarray]] = {name: [] for name in scorers}
+    for seed, eval_set in enumerate(sets):
+        metric, n = apgr(eval_set.gain), len(eval_set.prompts)
+        own_draws, ones = bootstrap_weights(n, seed=seed), np.ones((1, n))
+        for name in scorers:
+            values[name].append(metric(eval_set.scores[name], ones)[0])
+            resampled[name].append(metric(eval_set.scores[name], own_draws))
+    worst = {name: int(np.argmin(values[name])) for name in scorers}
+    of_worst = with_differences({name: (values[name][i], resampled[name][i]) for name, i in worst.items()})
+    return {
+        "sets": [eval_set.name for eval_set in sets],
+        "rows": len(pooled.prompts),
+        "pooled": compare_all(metrics, pooled.scores, draws),
+        "mean": with_differences(
+            {name: (float(np.mean(values[name])), np.mean(resampled[name], axis=0)) for name in scorers}
+        ),
+        "worst": {name: {**entry, "kind": sets[worst[name]].name} for name, entry in of_worst.items()},
+    }
+
+
+# --- probes, wordings, frames ----------------------------------------------------------------------------------------
+
+
+def judge_probes(probes: EvalSet) -> dict:
     """Ordered pairs and ladders, by the router and every baseline, from the scores of `probe_set`."""
-    pairs, steps = read_probes("ordered_pairs.jsonl"), read_probes("ladders.jsonl")
-    n, scores, report = len(pairs), probes.scores, {}
-    if probes.near_duplicates is not None:
+    report: dict = {}
+    if len(probes.near_duplicates):
         report["near_duplicates"] = int(probes.near_duplicates.sum())
-    if pairs:
-        easier = {name: values[:n] for name, values in scores.items()}
-        harder = {name: values[n : 2 * n] for name, values in scores.items()}
-        report["ordered_pairs"] = robustness.ordered_pairs(pairs, easier, harder)
-    if steps:
-        of_ladders = {name: values[2 * n :].reshape(len(steps), -1) for name, values in scores.items()}
-        report["ladders"] = robustness.ladders(steps, of_ladders)
+    start = 0
+    for name, rows in probe_ladders().items():
+        end = start + sum(len(row["prompts"]) for row in rows)
+        if rows:
+            scores = {scorer: values[start:end].reshape(len(rows), -1) for scorer, values in probes.scores.items()}
+            report[name] = robustness.judge_order([row["kind"] for row in rows], scores)
+        start = end
     return report
 
 
-def judge_robustness(score, sets: list[EvaluationSet], threshold: float, seed: int) -> dict:
+def judge_robustness(score: robustness.Score, sets: Sequence[EvalSet], threshold: float, seed: int) -> dict:
     """Changed wordings of prompts drawn from all sets, and our own prompts in six languages."""
-    prompts = sorted({prompt for each in sets for prompt in each.prompts})
-    prompts = random.Random(seed).sample(prompts, min(PERTURBED, len(prompts)))
-    parallel = read_probes("translations.jsonl")
+    prompts = sorted({prompt for eval_set in sets for prompt in eval_set.prompts})
+    prompts = random.Random(seed).sample(prompts, min(MAX_PERTURBED_PROMPTS, len(prompts)))
+    parallel = read_probes("translations")
     return {
         "prompts": len(prompts),
-        "perturbations": robustness.stability(score, prompts, threshold, seed),
+        "perturbations": robustness.perturbation_effects(score, prompts, threshold, seed),
         "translated_prompts": len(parallel),
         "translations": robustness.translations(score, parallel, threshold) if parallel else {},
     }
 
 
-def as_json(value):
-    """Plain JSON of estimates, arrays and numbers; what has no value (one label only, say) becomes null."""
-    if is_dataclass(value):
-        return as_json(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def judge_sets_in_frames(
+    score: robustness.Score, sets: Sequence[EvalSet], frames: Frames, threshold: float, seed: int
+) -> dict:
+    """`judge_frames` of requests drawn evenly from all sets; the labels are those that lead each set's report."""
+    each = -(-robustness.FRAMED_PROMPTS // len(sets))
+    parts = [eval_set.at_most(each, seed) for eval_set in sets]
+    prompts = [prompt for part in parts for prompt in part.prompts]
+    labels = np.concatenate([part.first_labels for part in parts])
+    return robustness.judge_frames(score, prompts, labels, frames, threshold, seed)

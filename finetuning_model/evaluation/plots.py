@@ -1,7 +1,7 @@
 """The pictures of training and evaluation: each function takes arrays and the path of the PNG it writes.
 
-A title states what the picture shows. Colours are Okabe and Ito's, which colour-blind readers can tell apart; curves
-also differ in their dashes.
+A title states what the picture shows. Teal is the inferior and amber the superior model, here as on the page; the
+router is drawn in ink, and what it is compared with in other colours and dashes.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,28 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from finetuning_model.evaluation.baselines import ORACLE_BY_CATEGORY, RANDOM
+from finetuning_model.evaluation.eval_sets import pool_small
 from finetuning_model.evaluation.metrics import BINS, apgr, cpt, expected_calibration_error, quality_curve
+from router_data import INFERIOR, SUPERIOR, TIER_COLORS, Prices
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PINK, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#8C8C8C", "#222222"
-DASHES = ["--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (2, 2))]
-LINES = list(zip((ORANGE, GREEN, PINK, SKY, RED, BLACK, GREY), DASHES, strict=True))
+TEAL, AMBER = TIER_COLORS[INFERIOR], TIER_COLORS[SUPERIOR]
+INK, MUTED, RULE = "#1f2937", "#8793a1", "#e5e7eb"
+OTHERS = ("#2563eb", "#be185d", "#7c3aed", "#4d7c0f", "#0891b2", "#a16207", MUTED)
+DASHES = ("--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (2, 2)))
 WIDTH = 7.5  # inches
 DPI = 150
+MAX_CATEGORIES = 20  # in one picture
+MIN_CATEGORY_ROWS = 5  # fewer say nothing about a category
 
 
 def cost_quality(
-    path: Path, router: np.ndarray, baselines: dict[str, np.ndarray], gain: np.ndarray, prices=None, subject: str = ""
+    path: Path,
+    router: np.ndarray,
+    baselines: dict[str, np.ndarray],
+    gain: np.ndarray,
+    prices: Prices | None = None,
+    subject: str = "",
 ) -> None:
     """Share of the quality gap recovered against the share of superior calls, with every baseline and the oracle.
 
@@ -29,53 +39,52 @@ def cost_quality(
         router: the router's scores, shape (n,).
         baselines: name -> scores, shape (n,); constant ones are left out, since they are the diagonal.
         gain: the superior model's score minus the inferior model's, shape (n,).
-        prices: what 1,000 prompts cost with the superior and the inferior model; adds an axis in money.
+        prices: they add an axis in US dollars for 1,000 prompts.
         subject: what the prompts are, for the title.
     """
     figure, axes = _axes(WIDTH, 6.6)
     one = np.ones((1, len(gain)))
-    curves = {name: scores for name, scores in baselines.items() if name != "random" and np.ptp(scores) > 0}
+    curves = {name: scores for name, scores in baselines.items() if name != RANDOM and np.ptp(scores) > 0}
+    oracle = curves.pop(ORACLE_BY_CATEGORY, None)
     ranked = sorted(curves, key=lambda name: -apgr(gain)(curves[name], one)[0])
-    draw = _curve(axes, gain, one)
-    draw("oracle", gain, BLACK, (0, (1, 2)), 1.2)
-    draw("router", router, BLUE, "-", 2.6)
-    for name, (color, dashes) in zip(ranked, LINES, strict=False):
+
+    def draw(name: str, scores: np.ndarray, color: str, dashes, width: float) -> None:
+        calls, recovered = quality_curve(scores, gain)
+        label = f"{name}  {apgr(gain)(scores, one)[0]:.3f}"
+        axes.plot(100 * calls, 100 * recovered, color=color, ls=dashes, lw=width, label=label)
+
+    draw("oracle", gain, MUTED, (0, (1, 2)), 1.2)
+    if oracle is not None:
+        draw(ORACLE_BY_CATEGORY, oracle, MUTED, (0, (4, 2)), 1.2)
+    draw("router", router, INK, "-", 2.6)
+    for name, color, dashes in zip(ranked, OTHERS, DASHES, strict=False):
         draw(name, curves[name], color, dashes, 1.4)
-    axes.plot([0, 100], [0, 100], color=GREY, lw=1, label="random  0.500")
+    axes.plot([0, 100], [0, 100], color=MUTED, lw=1, label="random  0.500")
     axes.set(xlim=(0, 100), xlabel="prompts sent to the superior model, %", ylabel="quality gap recovered (PGR), %")
-    if prices:
-        superior, inferior = prices
-        slope = (superior - inferior) / 100
+    if prices and prices.superior > prices.inferior:
+        cheapest, dearest = prices.per_thousand(0.0), prices.per_thousand(1.0)
+        slope = (dearest - cheapest) / 100
         money = axes.secondary_xaxis(
-            "top", functions=(lambda x: inferior + slope * x, lambda y: (y - inferior) / slope)
+            "top", functions=(lambda x: cheapest + slope * x, lambda usd: (usd - cheapest) / slope)
         )
-        money.set_xlabel("cost of 1,000 prompts")
+        money.set_xlabel("US dollars for 1,000 prompts")
     half = cpt(gain, 0.5)(router, one)[0]
     _title(axes, f"{subject}: half of the quality gap with {half:.0%} of the superior calls (random: 50%)")
     figure.legend(title="area under the curve (APGR)", frameon=False, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 
-def _curve(axes, gain: np.ndarray, one: np.ndarray):
-    def draw(name: str, scores: np.ndarray, color: str, dashes, width: float) -> None:
-        calls, recovered = quality_curve(scores, gain)
-        label = f"{name}  {apgr(gain)(scores, one)[0]:.3f}"
-        axes.plot(100 * calls, 100 * recovered, color=color, ls=dashes, lw=width, label=label)
-
-    return draw
-
-
 def reliability(path: Path, y: np.ndarray, before: np.ndarray, after: np.ndarray, subject: str = "") -> None:
-    """Predicted against observed share, before and after temperature scaling; a dot's area is its number of prompts.
+    """Predicted against observed share, before and after calibration; a dot's area is its number of prompts.
 
     Args:
-        y: labels or grades, 0..1, shape (n,).
+        y: labels, 0 or 1, or soft labels, shape (n,).
         before, after: superior probabilities, shape (n,).
     """
     figure, axes = _axes(5.6, 5.6)
-    axes.plot([0, 1], [0, 1], color=GREY, lw=1)
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1)
     errors = []
-    for name, scores, color, marker in (("before", before, ORANGE, "s"), ("after", after, BLUE, "o")):
+    for name, scores, color, marker in (("before", before, OTHERS[0], "s"), ("after", after, INK, "o")):
         errors.append(expected_calibration_error(y)(scores, np.ones((1, len(y))))[0])
         member = np.clip((scores * BINS).astype(int), 0, BINS - 1)
         count = np.bincount(member, minlength=BINS)
@@ -88,7 +97,7 @@ def reliability(path: Path, y: np.ndarray, before: np.ndarray, after: np.ndarray
         axes.scatter(predicted, observed, size, color=color, marker=marker, alpha=0.75, lw=0, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set(xlabel="predicted superior probability", ylabel="share that needed the superior model")
-    _title(axes, f"{subject}: calibration error {errors[0]:.3f} before temperature scaling, {errors[1]:.3f} after")
+    _title(axes, f"{subject}: calibration error {errors[0]:.3f} before temperature and bias, {errors[1]:.3f} after")
     for handle in axes.legend(frameon=False, loc="upper left").legend_handles:
         handle.set_sizes([40])
     _save(figure, path)
@@ -101,13 +110,14 @@ def score_histogram(
 
     Args:
         scores: superior probabilities, shape (n,).
-        groups: name -> which prompts belong to it, booleans of shape (n,).
+        groups: name -> which prompts belong to it, booleans of shape (n,): those for the inferior model, those for
+            the superior one, and those for which it makes no difference.
         threshold: superior from here on.
     """
     figure, axes = _axes(WIDTH, 4.2)
     bins = np.linspace(0, 1, 31)
     found = []
-    for (name, member), color, dashes in zip(groups.items(), (ORANGE, BLUE, GREEN), ("-", "--", ":"), strict=False):
+    for (name, member), color, dashes in zip(groups.items(), (TEAL, AMBER, MUTED), ("-", "--", ":"), strict=False):
         if not member.any():
             continue
         share = np.mean(scores[member] >= threshold)
@@ -115,7 +125,7 @@ def score_histogram(
         weights = np.full(member.sum(), 100 / member.sum())
         label = f"{name} (n = {member.sum():,})"
         axes.hist(scores[member], bins, weights=weights, label=label, histtype="step", color=color, ls=dashes, lw=2)
-    axes.axvline(threshold, color=BLACK, lw=1)
+    axes.axvline(threshold, color=INK, lw=1)
     axes.set(xlim=(0, 1), xlabel="superior probability (upright line: the threshold)", ylabel="share of the group, %")
     _title(axes, f"{subject}: the router sends {', '.join(found)} to the superior model")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
@@ -125,26 +135,32 @@ def score_histogram(
 def accuracy_by_category(
     path: Path, categories: Sequence[str], correct: np.ndarray, y: np.ndarray, subject: str = ""
 ) -> None:
-    """Share of decisions that are right in each category, with Wilson's 95% interval, beside the majority's share.
+    """Share of decisions that are right in each category, with its 95% interval, beside the majority's share.
+
+    At most MAX_CATEGORIES stand in the picture; the smaller ones, and those of very few prompts, are pooled.
 
     Args:
         categories: of each prompt, length n.
         correct: whether its decision is right, booleans of shape (n,).
-        y: its label, 0 or 1, shape (n,); one answer for the whole category would reach the grey mark.
+        y: its label, 0 or 1, shape (n,); one answer for the whole category would reach the upright mark.
     """
-    names, member = np.unique(np.asarray(categories, dtype=str), return_inverse=True)
-    count = np.bincount(member)
-    share = np.bincount(member, correct) / count
-    superior = np.bincount(member, y >= 0.5) / count
+    from scipy.stats import binomtest
+
+    pooled = pool_small(list(map(str, categories)), MAX_CATEGORIES, MIN_CATEGORY_ROWS)
+    names, member = np.unique(np.asarray(pooled), return_inverse=True)
+    count, right = np.bincount(member), np.bincount(member, correct)
+    share, superior = right / count, np.bincount(member, y >= 0.5) / count
     order = np.argsort(share, kind="stable")
-    low, high = wilson(share[order], count[order])
-    figure, axes = _axes(WIDTH, max(2.6, 1.3 + 0.26 * len(names)))
+    tests = [binomtest(int(right[i]), int(count[i])) for i in order]
+    low, high = np.array([test.proportion_ci(method="wilson") for test in tests]).T
+    figure, axes = _axes(WIDTH, 1.6 + 0.26 * len(names))
     rows = np.arange(len(names))
-    axes.hlines(rows, 100 * low, 100 * high, color=SKY, lw=2.5)
-    axes.plot(100 * share[order], rows, "o", color=BLUE, label="router, with its 95% interval")
+    axes.hlines(rows, 100 * low, 100 * high, color=MUTED, lw=2.5)
+    axes.plot(100 * share[order], rows, "o", color=INK, label="router, with its 95% interval")
     best = np.maximum(superior, 1 - superior)[order]
-    axes.plot(100 * best, rows, "|", color=BLACK, ms=11, mew=1.8, label="one decision for the whole category")
-    axes.set_yticks(rows, [f"{names[i]} ({count[i]:,})" for i in order])
+    axes.plot(100 * best, rows, "|", color=OTHERS[0], ms=11, mew=1.8, label="one decision for the whole category")
+    labels = [f"{names[i]} ({count[i]:,})".replace("$", r"\$") for i in order]
+    axes.set_yticks(rows, labels)
     axes.set(xlim=(0, 101), ylim=(-0.8, len(names) - 0.2), xlabel="decisions that are right, %")
     beaten = int((share[order] > best).sum())
     _title(
@@ -163,31 +179,24 @@ def training_curve(
     train_epochs: Sequence[float] = (),
     train_loss: Sequence[float] = (),
 ) -> None:
-    """Validation loss per epoch, and the training loss where it was logged; the best epoch is marked."""
+    """Training and validation loss by epoch; the validation loss of the weights that were kept is marked."""
     figure, axes = _axes(WIDTH, 4.2)
     if len(train_epochs):
-        axes.plot(train_epochs, train_loss, color=GREY, lw=1, label="training")
-    axes.plot(epochs, validation_loss, "o-", color=BLUE, lw=2, label="validation")
+        axes.plot(train_epochs, train_loss, "-", color=MUTED, lw=1.4, marker=".", label="training")
+    axes.plot(epochs, validation_loss, "o-", color=INK, lw=2, label="validation")
     best = int(np.argmin(validation_loss))
-    axes.plot(epochs[best], validation_loss[best], "o", ms=13, mfc="none", mec=RED, mew=2)
-    axes.set(xlim=(0, None), xlabel="epoch", ylabel="loss (cross entropy)")
-    _title(axes, f"Validation loss is lowest after epoch {epochs[best]:g}: {validation_loss[best]:.3f}")
+    axes.plot(epochs[best], validation_loss[best], "o", ms=13, mfc="none", mec=OTHERS[1], mew=2, label="kept")
+    axes.set(xlim=(0, 1.03 * max([*epochs, *train_epochs])), xlabel="epoch", ylabel="loss (cross entropy)")
+    _title(axes, f"Validation loss is lowest after epoch {epochs[best]:.3g}: {validation_loss[best]:.3f}")
     axes.legend(frameon=False)
     _save(figure, path)
-
-
-def wilson(share: np.ndarray, count: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95% interval (1927) of a share of `count` prompts: lower and upper ends."""
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return centre - half, centre + half
 
 
 def _axes(width: float, height: float):
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E5E5E5", lw=0.7)
+    axes.grid(color=RULE, lw=0.7)
     axes.set_axisbelow(True)
     return figure, axes
 

@@ -1,0 +1,105 @@
+"""README.md of a checkpoint, made from its JSON files alone: what it is, what was measured, whether routing pays."""
+
+import json
+import re
+from pathlib import Path
+from string import Template
+
+from finetuning_model.evaluation.baselines import ROUTER
+from finetuning_model.evaluation.markdown import show, table
+from router_data import write_text_atomically
+from router_model import CARD_FILE, METRICS_FILE, RUN_FILE, RouterSettings, Verdict
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+VERDICT_SECTION = re.compile(r"(?<=<!-- verdict -->\n).*?(?=<!-- end of verdict -->)", re.DOTALL)
+MAX_FRAMES_SHOWN = 5
+
+
+def write_model_card(folder: Path) -> None:
+    """Write README.md with the hub's front matter, from router.json, run.json, metrics.json and verdict.json."""
+    settings = RouterSettings.load(folder)
+    run, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (RUN_FILE, METRICS_FILE))
+    rows, scaling = run["rows"], metrics["calibration"]
+    seeds, questions = metrics.get("seeds"), metrics.get("questions")
+    name = folder.name.removesuffix(".unfinished")
+    card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=name,
+        base=settings.base_model,
+        files=", ".join(f"`{path}`" for path in run["train_files"]),
+        train_rows=f"{rows['train']:,}",
+        validation_rows=f"{rows['validation']:,}",
+        test_rows=f"{rows['test']:,}",
+        seeds=f" Of {len(seeds)} seeds the one with the lowest validation loss was kept." if seeds else "",
+        max_length=settings.max_length,
+        temperature=f"{settings.temperature:.3f}",
+        logit_bias=f"{scaling['logit_bias']:+.3f}",
+        threshold=settings.threshold,
+        thresholds=table(
+            ["target", "threshold"], [[f"`{key}`", f"{value:.3f}"] for key, value in settings.thresholds.items()]
+        ),
+        verdict=verdict_section(Verdict.load(folder)),
+        test_table=figures_table(metrics["test"]),
+        frames_table=frames_table(metrics["frames"], MAX_FRAMES_SHOWN),
+        questions=questions_section(questions) if questions else "",
+        ece_before=show(scaling["expected_calibration_error_before"]),
+        ece_after=show(scaling["expected_calibration_error_after"]),
+        command=f"python3 inference/run_gradio_model.py --model_save_dir {folder.parent / name} "
+        f"--hf_model_name {settings.base_model}",
+    )
+    write_text_atomically(folder / CARD_FILE, card)
+
+
+def write_verdict_into_card(folder: Path) -> None:
+    """Put the folder's verdict.json into its README.md, between the marks that stand there; without marks, nothing."""
+    path = folder / CARD_FILE
+    if path.exists():
+        card = path.read_text(encoding="utf-8")
+        section = verdict_section(Verdict.load(folder))
+        changed = VERDICT_SECTION.sub(lambda _: section + "\n", card)
+        if changed != card:
+            write_text_atomically(path, changed)
+
+
+def verdict_section(verdict: Verdict | None) -> str:
+    """The verdict in the card's words."""
+    if verdict is None:
+        return (
+            "Not measured yet. Judge it on outcomes of your own two models:\n"
+            "`python3 finetuning_model/evaluate_router.py --outcomes my_outcomes.jsonl`"
+        )
+    return f"{' '.join(verdict.sentences)}\n\nMeasured on {verdict.measured_on} ({verdict.evaluated_at[:10]})."
+
+
+def figures_table(report: dict) -> str:
+    """The figures of `run_report.judge` as a Markdown table, a row per scorer."""
+    columns = list(report["figures"][ROUTER])
+    rows = [
+        [f"**{name}**" if name == ROUTER else name, *[show(figures.get(column)) for column in columns]]
+        for name, figures in report["figures"].items()
+    ]
+    return table(["", *columns], rows)
+
+
+def questions_section(report: dict) -> str:
+    """The section on the MT-Bench questions."""
+    return f"""
+## On the labelled MT-Bench questions
+
+{report["rows"]} questions that were neither trained on nor shown to the labeller. A question's label follows the human
+votes; ties in which every model failed alike count towards the inferior side too.
+
+{figures_table(report)}
+"""
+
+
+def frames_table(report: dict, most: int) -> str:
+    """`judge_frames` as a table: the bare request, the mean, and the `most` frames that move the router most."""
+
+    def row(name: str, found: dict) -> list[str]:
+        kept = show(found["kept"], percent=True) if "kept" in found else ""
+        return [name, kept, show(found["superior_share"], percent=True), show(found["auroc"])]
+
+    moving = sorted(report["by_frame"], key=lambda frame: frame["kept"]["value"])[:most]
+    rows = [row("the bare request", report["bare"]), row(f"mean of {report['frames']} frames", report)]
+    rows += [row(f"`{frame['frame']}`", frame) for frame in moving]
+    return table(["frame", "decisions kept", "sent to the superior model", "AUROC"], rows)
