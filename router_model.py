@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from request_text import is_application_turn, request_text
 from router_data import LABELS, InputError, label_of, write_text_atomically
 
 if TYPE_CHECKING:
@@ -54,7 +55,14 @@ SPIN_SECONDS = 0.0002  # how long the other cores' threads wait for the next ope
 
 Backend = Literal["onnx", "torch"]
 Evidence = TypeVar("Evidence", bound=BaseModel)
-Prompt = str | Sequence[dict]  # a text, or the messages of a conversation in the form of the chat completions API
+
+
+class UserTurns(list[str]):
+    """What the user said in a conversation, turn by turn, as `user_turns` finds it: at least one turn."""
+
+
+# A text, the messages of a conversation in the form of the chat completions API, or the user's turns of one
+Prompt = str | Sequence[dict] | UserTurns
 
 
 class ForwardPass(Protocol):
@@ -256,22 +264,24 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
     return 0.5 * (1 + np.tanh(margin / 2))
 
 
-def user_turns(messages: Sequence[dict]) -> list[str]:
-    """The texts of the user's messages, in order; the content is a string or a list of OpenAI content parts.
+def user_turns(messages: Sequence[dict]) -> UserTurns:
+    """The user's own words in a conversation, turn by turn; a content is a text or a list of content parts.
 
-    Other roles count for nothing: a long system prompt says nothing about how hard the question is. Of the parts only
-    texts can be scored.
+    Other roles count for nothing: a long system prompt says nothing about how hard the question is. Nor does what an
+    application adds to the user's turns (request_text.py has the list): a turn of nothing else is left out. Of the
+    parts only texts can be scored. Where no words are left there is one empty turn.
 
     Raises:
         InputError: a message is not one, or none is the user's.
     """
     try:
-        turns = [_text_of(message.get("content")) for message in messages if message["role"] == "user"]
+        texts = [_text_of(message.get("content")) for message in messages if message["role"] == "user"]
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError("a conversation is a list of messages, each with a role and a content") from error
-    if not turns:
+    if not texts:
         raise InputError("the conversation has no message of the user")
-    return turns
+    requests = (request_text(text) for i, text in enumerate(texts) if not is_application_turn(text, is_first=i == 0))
+    return UserTurns([request for request in requests if request.strip()] or [""])
 
 
 def _text_of(content: str | Sequence[dict] | None) -> str:
@@ -314,7 +324,7 @@ class PromptEncoder:
         """Each prompt as token ids. A text alone, or the messages of one conversation alone, are one prompt."""
         if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict)):
             prompts = [prompts]  # type: ignore[list-item]
-        pairs = [("", prompt) if isinstance(prompt, str) else _split_last_turn(prompt) for prompt in prompts]
+        pairs = [_split_last_turn(prompt) for prompt in prompts]
         earlier = self._tokenize([self._clip_characters(text) for text, _ in pairs])
         last = self._tokenize([self._clip_characters(text) for _, text in pairs])
         return [self._join_turns(*row) for row in zip(pairs, earlier, last, strict=True)]
@@ -326,7 +336,7 @@ class PromptEncoder:
             The text that was tokenised; the ids that are scored; and for each id the characters of that text it
             stands for, start and end (equal for special tokens).
         """
-        text = self._clip_characters(prompt)
+        text = self._clip_characters(request_text(prompt))
         encoding = self.tokenizer.encode(text)
         return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
 
@@ -385,8 +395,11 @@ def script_of(letter: str) -> str:
     return unicodedata.name(letter, "UNKNOWN").split()[0]
 
 
-def _split_last_turn(messages: Sequence[dict]) -> tuple[str, str]:
-    *earlier, last = user_turns(messages)
+def _split_last_turn(prompt: Prompt) -> tuple[str, str]:
+    """The earlier turns, each with a blank line behind it, and the last one."""
+    if isinstance(prompt, str):
+        return "", request_text(prompt)
+    *earlier, last = prompt if isinstance(prompt, UserTurns) else user_turns(prompt)
     return "".join(f"{turn}\n\n" for turn in earlier), last
 
 
@@ -521,14 +534,16 @@ def parse_router_model(name: str) -> tuple[bool, float | None]:
     return bool(match), float(match[1]) if match and match[1] else None
 
 
-def scorable_turns(messages: Sequence[dict]) -> list[str] | None:
-    """The user's turns as the router reads them; None where the last one has no text to score.
+def scorable_turns(messages: Sequence[dict]) -> UserTurns | None:
+    """The user's turns as the router reads them; None where the user says nothing that could be scored.
 
     Raises:
-        InputError: as `user_turns`.
+        InputError: a message is not one.
     """
+    if all(isinstance(message, dict) and message.get("role") not in (None, "user") for message in messages):
+        return None
     turns = user_turns(messages)
-    return turns if turns[-1].strip() else None
+    return turns if turns[-1] else None
 
 
 def batches_of_like_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
