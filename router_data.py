@@ -8,16 +8,22 @@ Importing it is cheap: no torch, transformers, datasets or gradio.
 """
 
 import argparse
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
+import stat
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from io import RawIOBase
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -325,21 +331,33 @@ def write_json(path: str | Path, value: object) -> None:
 class RowAppender:
     """Appends rows to a JSONL file, each in one unbuffered write to its end, so that several processes may share it.
 
-    A kill loses at most the row being written; the partial line it leaves is cut off when the file is opened again.
+    A kill loses at most the row being written; the partial line it leaves is cut off when the file is opened again,
+    but only behind whole rows of the same kind: a key or a text without a newline is never cut.
+
+    Args:
+        path: the file; a symbolic link or a device is refused.
+        own_fields: fields by which rows of this kind are known; a file that ends in other rows is refused.
 
     Raises:
-        InputError: the file can't be opened.
+        InputError: the file can't be opened, or it is not one of these rows.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, own_fields: Iterable[str] = ()) -> None:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            self._file = os.fdopen(descriptor, "ab", buffering=0)
-            truncate_partial_line(self.path)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            descriptor = os.open(self.path, flags, 0o600)
+            self._file = os.fdopen(descriptor, "rb+", buffering=0)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(f"cannot write {self.path}: not a regular file")
+            truncate_partial_line(self._file, self.path, set(own_fields))
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+            reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise InputError(f"cannot write {self.path}: {reason}") from error
+        except InputError:
+            self._file.close()
+            raise
 
     def append(self, row: BaseModel | dict) -> None:
         """Write a row whole or not at all; once this returns, a kill doesn't lose it.
@@ -361,19 +379,56 @@ class RowAppender:
         self._file.close()
 
 
-def truncate_partial_line(path: Path) -> None:
-    """Cut off what stands behind the last newline: a line that a kill left half written."""
-    with open(path, "rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            end = start + newline + 1 if newline >= 0 else start
-            if newline >= 0:
-                break
-        if end < size:
-            file.truncate(end)
+def truncate_partial_line(file: RawIOBase, path: Path, own_fields: set[str]) -> None:
+    """Cut off what stands behind the last newline of a file of rows: a line that a kill left half written.
+
+    Args:
+        file: the file, open for reading and writing.
+        path: its name, for messages.
+        own_fields: fields that the last whole row must have.
+
+    Raises:
+        InputError: the file is not empty and does not hold such rows; it is left as it is.
+    """
+    size = file.seek(0, os.SEEK_END)
+    tail = _tail_of(file, size)
+    whole, newline, _ = tail.rpartition(b"\n")
+    last_row = whole.rpartition(b"\n")[2]
+    if not size or (not own_fields and tail.endswith(b"\n")):
+        return
+    try:
+        is_own = own_fields <= parse_line(last_row, str(path)).keys()
+    except InputError:
+        is_own = False
+    if not is_own:
+        raise InputError(f"{path} holds something else than the rows that would be appended; name another file")
+    file.truncate(size - len(tail) + len(whole) + len(newline))
+
+
+def _tail_of(file: RawIOBase, size: int) -> bytes:
+    """The end of a file with at least its last whole line, where it has one."""
+    length = 65536
+    while True:
+        file.seek(max(0, size - length))
+        tail = file.read(length) or b""
+        if length >= size or tail.count(b"\n") > 1:
+            return tail
+        length *= 4
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, by `retry-after-ms` or `Retry-After` (seconds or a date); None without one.
+
+    Args:
+        headers: of its response, names in lower case or a mapping that takes any case.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1)):
+        value = str(headers.get(name) or "").strip()
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+            return float(value) * unit
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    return None
 
 
 def timestamp() -> str:
@@ -435,25 +490,70 @@ def prices_from(args: argparse.Namespace) -> Prices | None:
     return Prices(args.price_inferior, args.price_superior, args.tokens_per_prompt)
 
 
+class Progress:
+    """How far some work is, on stderr: a bar on a terminal, else a line every few seconds.
+
+    Args:
+        what: the work, such as "scoring prompts".
+        total: how many items there are; None where nobody knows.
+        done: how many were done before.
+    """
+
+    def __init__(self, what: str, total: int | None = None, done: int = 0) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, initial=done, desc=what, disable=not sys.stderr.isatty(), leave=False)
+        self._what, self._of = what, f" of {total:,}" if total is not None else ""
+        self._done, self._last_line = done, time.monotonic()
+
+    def add(self, count: int = 1, note: str = "") -> None:
+        """So many more items are done; the note stands behind the figures."""
+        self._bar.update(count)
+        self._done += count
+        if not self._bar.disable:
+            self._bar.set_postfix_str(note, refresh=False)
+        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self.say(f"{self._what}: {self._done:,}{self._of}{', ' if note else ''}{note}")
+
+    def say(self, line: str) -> None:
+        """Print a line on stderr, above the bar where there is one."""
+        self._bar.write(printable(line), file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
 def batches_with_progress(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
-    """Slices of `items`, while stderr says how far the work is: a bar on a terminal, else a line every few seconds.
+    """Slices of `items`, while stderr says how far the work is.
 
     Args:
         size: items a slice.
         what: the work, such as "scoring prompts".
     """
-    from tqdm import tqdm
+    progress = Progress(what, len(items))
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
+        yield batch
+        progress.add(len(batch))
+    progress.close()
 
-    is_terminal = sys.stderr.isatty()
-    last_line = time.monotonic()
-    with tqdm(total=len(items), desc=what, disable=not is_terminal, leave=False) as bar:
-        for start in range(0, len(items), size):
-            yield items[start : start + size]
-            done = min(start + size, len(items))
-            bar.update(done - start)
-            if not is_terminal and done < len(items) and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                print(f"{what}: {done:,} of {len(items):,}", file=sys.stderr, flush=True)
+
+def load_settings(path: Path) -> None:
+    """Put what a `.env` file sets into the environment, where it is not set yet.
+
+    Raises:
+        InputError: the file can't be read, or is not UTF-8.
+    """
+    from dotenv import load_dotenv
+
+    try:
+        load_dotenv(path, encoding="utf-8-sig")
+    except ValueError as error:  # also the zero bytes of UTF-16
+        raise InputError(f"{path} is not UTF-8: some editors save another encoding; save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -462,12 +562,10 @@ def run_script(main: Callable[[], object]) -> None:
     An InputError ends it with one line on stderr and exit status 1, without a traceback. What the program writes is
     readable for its user only. Variables that are set already win over those of `.env`.
     """
-    from dotenv import load_dotenv
-
-    load_dotenv(PROJECT_ROOT / ".env")
     os.umask(0o077)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {printable(str(message))}", file=sys.stderr)
     try:
+        load_settings(PROJECT_ROOT / ".env")
         status = main()
         sys.exit(status if isinstance(status, int) else 0)
     except InputError as error:
