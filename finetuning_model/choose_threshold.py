@@ -1,209 +1,296 @@
 """Choose the threshold that meets a target on your own prompts: a share of superior calls, a quality, or a budget.
 
-Reads   a checkpoint's folder; your prompts: JSONL with a `prompt` column, labelled rows, outcomes of both models, or
-        plain text with one prompt a line
+Reads   a checkpoint's folder; your prompts: outcomes of both models, labelled rows, or any file of prompts
 Writes  with --save: `threshold` and `thresholds` in the checkpoint's router.json
 
-How good an answer is comes from the best that the file knows: measured scores (outcomes), grades (labelled rows: the
-inferior model's answer is good enough with probability 1 - superior probability), else the router's own probabilities.
+How good an answer is comes from the best that the file knows: measured scores (outcomes), the labeller's word (labelled
+rows), else the router's own scores. What is measured on prompts is a point estimate: on new prompts it may be less.
+With --confidence it is guaranteed: on prompts like these the quality holds with that confidence. That takes outcomes
+that were not trained on, some hundreds of them.
 
 Example:
     python3 finetuning_model/choose_threshold.py --prompts my_prompts.jsonl --at_most_superior 20
+    python3 finetuning_model/choose_threshold.py --prompts my_outcomes.jsonl --at_least_quality 95 --confidence 95
 """
 
 import argparse
-import json
-import os
+import shlex
 import sys
-from functools import partial
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
 
-from router_data import InputError, LabelledPrompt, Outcome, expand_paths, read_rows, run_script
-from router_model import Router, newest_checkpoint
+from prompt_files import prompt_in, read_records
+from router_data import (
+    InputError,
+    LabelledPrompt,
+    Outcome,
+    Prices,
+    add_price_flags,
+    batches_with_progress,
+    expand_paths,
+    prices_from,
+    program_parser,
+    run_script,
+)
+from router_model import (
+    SETTINGS_FILE,
+    Prompt,
+    Router,
+    RouterSettings,
+    add_router_flags,
+    check_threshold,
+    newest_checkpoint,
+)
 
-CHECKPOINT_SUPERIOR_PERCENTS = (10, 20, 30, 50)
-CHECKPOINT_QUALITY_PERCENTS = (90, 95, 99)
-EPSILON = 1e-9  # a share that misses its target by rounding meets it
+if TYPE_CHECKING:
+    from finetuning_model.evaluation.tradeoff import Target
+
+CHUNK = 256  # prompts scored between two moves of the progress bar
 
 
-class PlainPrompt(BaseModel):
-    """A prompt without a grade. Other fields are passed over."""
+class KnownPrompts(NamedTuple):
+    """Prompts, and how good both models' answers to them are.
 
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str
-
-    @field_validator("prompt")
-    @classmethod
-    def _not_blank(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("is blank")
-        return prompt
-
-
-def read_prompts(patterns: list[str]) -> tuple[list[str], np.ndarray | None, np.ndarray | None, str]:
-    """Prompts of JSONL or plain-text files, and what is known of the answers.
-
-    Returns:
-        The prompts; the inferior and the superior model's quality, each shape (n,), or None where nothing is known;
-        and a phrase that says where the quality comes from.
-
-    Raises:
-        InputError: a file can't be read, holds no prompt, or is of another kind than the first.
+    Attributes:
+        prompts: the prompts.
+        inferior, superior: quality of each model's answer, shape (n,); empty where nothing is known.
+        origin: where the quality comes from, in words.
+        measured: whether the rows are outcomes.
     """
-    kinds, rows = {}, []
-    for path in expand_paths(patterns):
-        row_type = _row_type(path)
-        kinds[row_type] = path
-        rows += read_rows(path, row_type) if row_type else _read_lines(path)
-    if len(kinds) > 1:
-        raise InputError(f"{' and '.join(map(str, kinds.values()))} are of different kinds; give one kind at a time")
-    prompts = [row.prompt for row in rows]
-    if Outcome in kinds:
-        weak, strong = (np.array([getattr(row, name) for row in rows]) for name in ("weak_score", "strong_score"))
-        return prompts, weak, strong, "measured on outcomes"
-    if LabelledPrompt in kinds:
-        grades = np.array([row.soft_label for row in rows])
-        return prompts, 1 - grades, np.ones(len(rows)), "expected from the grades of the labelled rows"
-    return prompts, None, None, "expected from the router's own probabilities: no prompt is graded"
+
+    prompts: list[Prompt]
+    inferior: np.ndarray
+    superior: np.ndarray
+    origin: str
+    measured: bool
 
 
-def _row_type(path: Path) -> type[BaseModel] | None:
-    """The type of a file's rows by its first line; None for plain text."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            first = next((line for line in file if line.strip()), "")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if not first:
-        raise InputError(f"{path} holds no prompts")
-    if not first.lstrip().startswith("{") and path.suffix != ".jsonl":
-        return None
-    try:
-        fields = json.loads(first)
-    except json.JSONDecodeError:
-        fields = {}
-    if {"weak_score", "strong_score"} & set(fields):
-        return Outcome
-    return LabelledPrompt if "label" in fields else PlainPrompt
-
-
-def _read_lines(path: Path) -> list[PlainPrompt]:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    return [PlainPrompt(prompt=line) for line in text.splitlines() if line.strip()]
-
-
-def save_threshold(model_save_dir: Path, settings: BaseModel, name: str, threshold: float) -> None:
-    """Make `threshold` the checkpoint's default and list it under `name`, in its router.json."""
-    update = {"threshold": threshold, "thresholds": {**settings.thresholds, name: threshold}}
-    path = model_save_dir / "router.json"
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(settings.model_copy(update=update).model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def describe(name: str, threshold: float, scores, weak, strong, prices: tuple[float, float] | None) -> str:
-    """One line of the table: the threshold, and what it brings on these prompts."""
-    share = np.mean(scores >= threshold)
-    quality = quality_estimate(scores, threshold, weak, strong)
-    random = 1 - (1 - share) * (1 - weak.sum() / strong.sum())
-    cells = f"{name:<24} {threshold:>9.6g} {share:>9.1%}"
-    interval = f"{quality.value:.1%} [{quality.low:.1%}, {quality.high:.1%}]"
-    cells += f" {interval:>24} {random:>9.1%}"
-    return cells + (f" {cost(share, *prices):>12.4g}" if prices else "")
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="your prompts; files or globs")
-    parser.add_argument("--model_save_dir", type=Path, help="the checkpoint's folder (default: the newest in ./models)")
-    parser.add_argument("--hf_model_name", help="where the tokenizer comes from if the folder has none (a hub id)")
-    parser.add_argument(
-        "--at_most_superior", type=float, metavar="PERCENT", help="target: at most this to the superior model, 0..100"
-    )
-    parser.add_argument(
-        "--at_least_quality",
-        type=float,
-        metavar="PERCENT",
-        help="target: at least this of the superior model's quality",
-    )
-    parser.add_argument(
-        "--at_most_cost", type=float, metavar="MONEY", help="target: at most this per 1,000 prompts; needs both prices"
-    )
-    parser.add_argument(
-        "--price_superior", type=float, metavar="MONEY", help="what 1,000 prompts cost with the superior model alone"
-    )
-    parser.add_argument(
-        "--price_inferior", type=float, metavar="MONEY", help="what 1,000 prompts cost with the inferior model alone"
-    )
-    parser.add_argument(
-        "--save",
-        nargs="?",
-        const="",
-        metavar="NAME",
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked."""
+    parser = program_parser(__doc__)
+    # fmt: off
+    parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE",
+        help="your prompts: outcomes, labelled rows, or any file of prompts; files or globs, all of one kind")
+    add = parser.add_argument_group("targets").add_argument
+    add("--at_most_superior", type=float, metavar="PERCENT", help="at most this to the superior model, 0..100")
+    add("--at_least_quality", type=float, metavar="PERCENT",
+        help="at least this of the quality that the superior model alone would give")
+    add("--confidence", type=float, metavar="PERCENT",
+        help="guarantee that quality on new prompts with this confidence, for example 95; needs outcomes (default: "
+        "none, the quality is a point estimate)")
+    add("--at_most_cost", type=float, metavar="USD", help="at most so many US dollars per 1,000 prompts; needs prices")
+    parser.add_argument("--save", nargs="?", const="", metavar="NAME",
         help="make the threshold the checkpoint's default, and list it in router.json under this name (default: one "
-        "made of the targets)",
-    )
+        "made of the targets)")
+    # fmt: on
+    add_router_flags(parser)
+    add_price_flags(parser)
     args = parser.parse_args(argv)
-    if (args.price_superior is None) != (args.price_inferior is None):
-        parser.error("--price_superior and --price_inferior go together")
-    if args.at_most_cost is not None and args.price_superior is None:
-        parser.error("--at_most_cost needs --price_superior and --price_inferior, each per 1,000 prompts")
-    if args.save is not None and {args.at_most_superior, args.at_least_quality, args.at_most_cost} == {None}:
-        parser.error("--save needs a target, for example --at_most_superior 20")
+    check(args)
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    # 1. Read the prompts and what is known of their answers.
+def check(args: argparse.Namespace) -> None:
+    """Refuse flags that make no sense together.
+
+    Raises:
+        InputError: names the flag and the remedy.
+    """
+    check_threshold(args.threshold)
+    prices = prices_from(args)
+    if args.at_most_cost is not None and prices is None:
+        raise InputError("--at_most_cost needs --price_superior and --price_inferior")
+    if args.save is not None and {args.at_most_superior, args.at_least_quality, args.at_most_cost} == {None}:
+        raise InputError("--save needs a target, for example --at_most_superior 20")
+    if args.confidence is not None:
+        if args.at_least_quality is None or not 0 < args.at_least_quality < 100:
+            raise InputError("--confidence needs --at_least_quality between 0 and 100: it is that quality's guarantee")
+        if not 0 < args.confidence < 100:
+            raise InputError(f"--confidence {args.confidence:g} is not between 0 and 100")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read and score the prompts, choose, say what the choice brings, and keep it if asked to."""
     args = parse_args(argv)
-    prompts, weak, strong, origin = read_prompts(args.prompts)
-    prices = (args.price_superior, args.price_inferior) if args.price_superior is not None else None
+    folder, prices = args.model_save_dir or newest_checkpoint(), prices_from(args)
+
+    # 1. The prompts, and what is known of the answers to them
+    from finetuning_model.evaluation.tradeoff import choose, offered_targets, tradeoff
+
+    known = read_prompts(args.prompts)
+    if args.confidence is not None:
+        check_guarantee(args.prompts, known, folder)
+
+    # 2. Their scores
+    router = Router.load(folder, args.hf_model_name)
+    chunks = batches_with_progress(known.prompts, CHUNK, "scoring prompts")
+    scores = np.concatenate([router.score(chunk) for chunk in chunks])
+    if not len(known.inferior):
+        known = known._replace(inferior=1 - scores, superior=np.ones(len(scores)))
+    curve = tradeoff(scores, known.inferior, known.superior)
+
+    # 3. The choice, and what it brings beside the present threshold
+    targets = targets_of(args, prices)
+    thresholds = {"now": router.settings.threshold if args.threshold is None else args.threshold}
+    if args.confidence is not None:
+        thresholds["chosen"] = guaranteed(args, scores, known, targets)
+    elif targets:
+        thresholds["chosen"] = choose(curve, *targets)
+    else:
+        offered = [target for target in offered_targets() if target.met(curve).any()]
+        thresholds |= {target.key.replace("_", " "): choose(curve, target) for target in offered}
+    print(f"{len(scores):,} prompts, scored by {folder}; quality {known.origin}.\n")
+    print(describe(thresholds, scores, known, prices))
+    command = ["python3", "finetuning_model/choose_threshold.py", *(sys.argv[1:] if argv is None else argv)]
+    if not targets:
+        print(f"\nnext: {shlex.join([*command, '--at_most_superior', '20', '--save'])}")
+        return
+    text = " and ".join(target.text for target in targets)
+    print(f"\n{text}: --threshold {thresholds['chosen']}\n{caveat(args, known)}")
+
+    # 4. Keep it
+    if args.save is None:
+        print(f"next: {shlex.join([*command, '--save'])}")
+        return
+    name = args.save or "_and_".join(target.key for target in targets)
+    save_threshold(folder, router.settings, name, thresholds["chosen"])
+    print(f"written to {folder / SETTINGS_FILE} as {name}, and as the default threshold")
+    print(f"next: python3 inference/run_gradio_model.py --model_save_dir {folder}")
+
+
+def read_prompts(patterns: Sequence[str]) -> KnownPrompts:
+    """The prompts of all files, and what is known of the answers.
+
+    Raises:
+        InputError: a file can't be read, holds no prompt, or is of another kind than the others.
+    """
+    from finetuning_model.evaluation.eval_sets import as_row
+    from finetuning_model.evaluation.tradeoff import qualities
+
+    outcomes: list[Outcome] = []
+    labelled: list[LabelledPrompt] = []
+    plain: list[Prompt] = []
+    blank = 0
+    for path in expand_paths(patterns):
+        for record in read_records([path]):
+            if {"weak_score", "strong_score"} <= record.fields.keys():
+                outcomes.append(as_row(record, Outcome, path))
+            elif record.fields.get("label"):
+                labelled.append(as_row(record, LabelledPrompt, path))
+            elif prompt := prompt_in(record.fields):
+                plain.append(prompt)
+            else:
+                blank += 1
+    if blank:
+        warnings.warn(f"{blank:,} rows without a prompt are passed over", stacklevel=2)
+    if sum(map(bool, (outcomes, labelled, plain))) > 1:
+        raise InputError(
+            f"{len(outcomes):,} outcomes, {len(labelled):,} labelled rows and {len(plain):,} mere prompts are of "
+            "different kinds; give one kind at a time"
+        )
+    if outcomes:
+        weak = np.array([row.weak_score for row in outcomes])
+        strong = np.array([row.strong_score for row in outcomes])
+        return KnownPrompts([row.prompt for row in outcomes], weak, strong, "measured on outcomes", True)
+    if labelled:
+        return KnownPrompts([row.prompt for row in labelled], *qualities(labelled), False)
+    if not plain:
+        raise InputError(f"{' '.join(map(str, patterns))} holds no prompts")
+    origin = "expected from the router's own scores: nothing is known of the answers"
+    return KnownPrompts(plain, np.empty(0), np.empty(0), origin, False)
+
+
+def check_guarantee(patterns: Sequence[str], known: KnownPrompts, folder: Path) -> None:
+    """Refuse a guarantee that would rest on opinions, or on prompts that the router was trained on.
+
+    Raises:
+        InputError: says what it takes.
+    """
+    from finetuning_model.evaluation.eval_sets import read_run
+
+    if not known.measured:
+        raise InputError(
+            "--confidence needs outcomes of both models (weak_score, strong_score): "
+            "python3 create_dataset/label_outcomes.py makes them"
+        )
+    trained_on = {Path(path).resolve() for path in read_run(folder).get("train_files", [])}
+    for path in expand_paths(patterns):
+        if path.resolve() in trained_on:
+            raise InputError(f"{path} was trained on, so it guarantees nothing about new prompts; use other outcomes")
+
+
+def targets_of(args: argparse.Namespace, prices: Prices | None) -> "list[Target]":
+    """The targets that the flags name."""
+    from finetuning_model.evaluation.tradeoff import at_least_quality, at_most_cost, at_most_superior
+
     targets = []
     if args.at_most_superior is not None:
         targets.append(at_most_superior(args.at_most_superior))
     if args.at_least_quality is not None:
-        targets.append(at_least_quality(args.at_least_quality))
-    if args.at_most_cost is not None:
-        targets.append(at_most_cost(args.at_most_cost, *prices))
+        targets.append(at_least_quality(args.at_least_quality, args.confidence))
+    if args.at_most_cost is not None and prices:
+        targets.append(at_most_cost(args.at_most_cost, prices))
+    return targets
 
-    # 2. Score them.
-    model_save_dir = args.model_save_dir or newest_checkpoint()
-    router = Router.load(model_save_dir, args.hf_model_name)
-    scores = router.score(prompts)
-    if weak is None:
-        weak, strong = 1 - scores, np.ones(len(scores))
-    curve = tradeoff(scores, weak, strong)
 
-    # 3. Choose, and say what the choice brings beside the present threshold and a random router of the same cost.
-    print(f"{len(prompts)} prompts, scored by {model_save_dir}; quality {origin}.\n")
-    print(
-        f"{'':<24} {'threshold':>9} {'superior':>9} {'quality [95% interval]':>24} {'random':>9}"
-        + (f" {'per 1,000':>12}" if prices else "")
-    )
-    show = partial(describe, scores=scores, weak=weak, strong=strong, prices=prices)
-    print(show("now", router.settings.threshold))
-    if not targets:
-        for percent in CHECKPOINT_SUPERIOR_PERCENTS:
-            print(show(f"at most {percent}% superior", choose(curve, at_most_superior(percent))))
-        for percent in CHECKPOINT_QUALITY_PERCENTS:
-            print(show(f"at least {percent}% quality", choose(curve, at_least_quality(percent))))
-        return
-    threshold = choose(curve, *targets)
-    print(show("chosen", threshold))
-    print(f"\n{' and '.join(target.text for target in targets)}: --threshold {threshold}")
+def guaranteed(args: argparse.Namespace, scores: np.ndarray, known: KnownPrompts, targets: "Sequence[Target]") -> float:
+    """The threshold that guarantees the quality and keeps the budgets on these prompts.
 
-    # 4. Keep it.
-    if args.save is not None:
-        name = args.save or "_and_".join(target.key for target in targets)
-        save_threshold(model_save_dir, router.settings, name, threshold)
-        print(f"written to {model_save_dir / 'router.json'} as {name}, and as the default threshold")
+    Raises:
+        InputError: there are too few outcomes, or a budget is not kept.
+    """
+    from finetuning_model.evaluation.guarantee import guaranteed_threshold
+    from finetuning_model.evaluation.tradeoff import tradeoff_at
+
+    quality, confidence = args.at_least_quality / 100, args.confidence / 100
+    threshold = guaranteed_threshold(scores, known.inferior, known.superior, quality, confidence)
+    point = tradeoff_at(threshold, scores, known.inferior, known.superior)
+    for target in targets:
+        if not target.at_least and not target.met(point)[0]:
+            brings = target.show(float(target.measure(point)[0]))
+            raise InputError(f"{target.text}: the threshold that guarantees the quality goes with {brings}")
+    return threshold
+
+
+def describe(thresholds: dict[str, float], scores: np.ndarray, known: KnownPrompts, prices: Prices | None) -> str:
+    """A table of what each threshold brings on these prompts, beside as many superior calls drawn at random."""
+    from finetuning_model.evaluation.metrics import bootstrap_weights
+    from finetuning_model.evaluation.tradeoff import quality_estimate
+
+    draws = bootstrap_weights(len(scores))
+    inferior_alone = known.inferior.sum() / known.superior.sum()
+    width = max(map(len, thresholds))
+    header = f"{'':<{width}} {'threshold':>9} {'superior':>9} {'quality [95% interval]':>24} {'random':>9}"
+    lines = [header + (f" {'USD per 1,000':>14}" if prices else "")]
+    for name, threshold in thresholds.items():
+        share = float(np.mean(scores >= threshold))
+        quality = quality_estimate(scores, threshold, known.inferior, known.superior, draws)
+        random = 1 - (1 - share) * (1 - inferior_alone)
+        line = f"{name:<{width}} {threshold:>9.6g} {share:>9.1%} {quality.show(percent=True):>24} {random:>9.1%}"
+        lines.append(line + (f" {prices.per_thousand(share):>14.4g}" if prices else ""))
+    return "\n".join(lines)
+
+
+def caveat(args: argparse.Namespace, known: KnownPrompts) -> str:
+    """What the quality is worth on new prompts."""
+    if args.confidence is not None:
+        return f"guaranteed with {args.confidence:g}% confidence on new prompts that are like these"
+    if not known.measured:
+        return "the quality is what is expected, not what was measured: outcomes of your two models would say"
+    return "the quality is a point estimate, so on new prompts it may well be less; --confidence 95 guarantees it"
+
+
+def save_threshold(folder: Path, settings: RouterSettings, name: str, threshold: float) -> None:
+    """Make `threshold` the checkpoint's default and list it under `name`, in its router.json."""
+    update = {"threshold": threshold, "thresholds": {**settings.thresholds, name: threshold}}
+    settings.model_copy(update=update).save(folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from finetuning_model.labelled_rows import read_labelled_rows
-from prompt_files import first_user_turn, prompt_in, read_records
+from prompt_files import Record, first_user_turn, prompt_in, read_records
 from router_data import (
     EVEN_GAIN,
     InputError,
@@ -135,18 +135,24 @@ def read_sets(
 
 
 def read_checked(path: Path, row_type: type[Row]) -> list[Row]:
-    """The rows of a file of any kind that `read_records` reads, checked; the prompt's column may have another name.
+    """The rows of a file of any kind that `read_records` reads, checked.
 
     Raises:
         InputError: the file can't be read, or a row is not valid; names the file, the row and the field.
     """
-    rows = []
-    for record in read_records([path]):
-        fields = {name: value for name, value in record.fields.items() if value != ""}  # empty cells of a CSV file
-        if not isinstance(fields.get("prompt"), str):
-            fields["prompt"] = first_user_turn(prompt_in(record.fields))
-        rows.append(check_row(fields, row_type, f"{path}, row {record.number}"))
-    return rows
+    return [as_row(record, row_type, path) for record in read_records([path])]
+
+
+def as_row(record: Record, row_type: type[Row], path: Path) -> Row:
+    """A record of any file as a row of ours; the prompt's column may have another of the usual names.
+
+    Raises:
+        InputError: it is not valid; names the file, the row and the field.
+    """
+    fields = {name: value for name, value in record.fields.items() if value != ""}  # empty cells of a CSV file
+    if not isinstance(fields.get("prompt"), str):
+        fields["prompt"] = first_user_turn(prompt_in(record.fields))
+    return check_row(fields, row_type, f"{path}, row {record.number}")
 
 
 def outcome_set(name: str, rows: Sequence[Outcome]) -> EvalSet:

@@ -76,6 +76,15 @@ def tradeoff(scores: np.ndarray, inferior_quality: np.ndarray, superior_quality:
     return Tradeoff(np.array(thresholds), share, quality)
 
 
+def tradeoff_at(
+    threshold: float, scores: np.ndarray, inferior_quality: np.ndarray, superior_quality: np.ndarray
+) -> Tradeoff:
+    """What one threshold brings; arguments as those of `tradeoff`."""
+    sent = scores >= threshold
+    quality = np.where(sent, superior_quality, inferior_quality).sum() / superior_quality.sum()
+    return Tradeoff(np.array([threshold]), np.array([sent.mean()]), np.array([quality]))
+
+
 def qualities(rows: Sequence[LabelledPrompt]) -> tuple[np.ndarray, np.ndarray, str]:
     """How good both models' answers are expected to be, each shape (n,), and where that comes from, in words.
 
@@ -134,11 +143,15 @@ def at_most_superior(percent: float) -> Target:
     )
 
 
-def at_least_quality(percent: float) -> Target:
-    """At least `percent` of the quality that the superior model alone would give."""
+def at_least_quality(percent: float, confidence: float | None = None) -> Target:
+    """At least `percent` of the quality that the superior model alone would give; with which confidence, for its name.
+
+    `choose` meets it on the prompts at hand; what holds on new ones is `guarantee.guaranteed_threshold`.
+    """
+    sure = "" if confidence is None else f" with {confidence:g}% confidence"
     return Target(
-        f"at_least_{percent:g}_percent_quality",
-        f"at least {percent:g}% of the superior model's quality",
+        f"at_least_{percent:g}_percent_quality" + sure.replace("%", "_percent").replace(" ", "_"),
+        f"at least {percent:g}% of the superior model's quality{sure}",
         lambda tradeoff: tradeoff.quality,
         percent / 100,
         True,
@@ -188,8 +201,14 @@ def choose(tradeoff: Tradeoff, *targets: Target) -> float:
     raise InputError(f"the targets can't be met at once; the nearest that can: {'; '.join(apart)}")
 
 
+def offered_targets() -> list[Target]:
+    """The targets whose thresholds router.json offers by name."""
+    shares = [at_most_superior(percent) for percent in CHECKPOINT_SUPERIOR_PERCENTS]
+    return shares + [at_least_quality(percent) for percent in CHECKPOINT_QUALITY_PERCENTS]
+
+
 def thresholds_for_checkpoint(scores: np.ndarray, rows: Sequence[LabelledPrompt]) -> dict[str, float]:
-    """The thresholds that router.json offers by name.
+    """The thresholds that router.json offers by name, as far as they can be met.
 
     Args:
         scores: calibrated router scores of the validation rows, shape (n,).
@@ -197,9 +216,7 @@ def thresholds_for_checkpoint(scores: np.ndarray, rows: Sequence[LabelledPrompt]
     """
     inferior, superior, _ = qualities(rows)
     curve = tradeoff(scores, inferior, superior)
-    offered = [at_most_superior(percent) for percent in CHECKPOINT_SUPERIOR_PERCENTS]
-    offered += [at_least_quality(percent) for percent in CHECKPOINT_QUALITY_PERCENTS]
-    return {target.key: choose(curve, target) for target in offered if target.met(curve).any()}
+    return {target.key: choose(curve, target) for target in offered_targets() if target.met(curve).any()}
 
 
 def quality_estimate(
