@@ -1,6 +1,7 @@
 """What several tests share: tiny checkpoints made on the spot, and a browser."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from router_data import INFERIOR, LABELS, SUPERIOR, label_of, write_rows
 EASY = ["apple", "bread", "chair", "door", "egg", "fish"]
 HARD = ["zorp", "quix", "vlam"]  # the made-up words that make a prompt hard
 FILLER = ["the", "a", "of", "and", "to", "is", "what", "please", "with", "in"]
+EASY_PROMPTS = [f"what is the {word} with a {other}" for word in EASY for other in EASY[:4]]
+HARD_PROMPTS = [f"please the {word} in a {other}" for word in HARD for other in EASY * 2]
+PROMPTS = [*EASY_PROMPTS, *HARD_PROMPTS]
+LABELS_OF_PROMPTS = [0] * len(EASY_PROMPTS) + [1] * len(HARD_PROMPTS)
 CHROMIUM = Path("/usr/bin/chromium")
 
 
@@ -129,6 +134,17 @@ def trained_checkpoint(tmp_path_factory) -> Path:
             {"prompt": "what is a zorp with a vlam", "label": SUPERIOR, "superior_probability": 0.9, "target": 0.9},
         ],
     )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_checkpoint(trained_checkpoint, tmp_path_factory) -> Path:
+    """The trained checkpoint with its ONNX file."""
+    from finetuning_model.export_onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("exported") / trained_checkpoint.name
+    shutil.copytree(trained_checkpoint, folder)
+    export_onnx(folder, PROMPTS, LABELS_OF_PROMPTS, say=lambda line: None)
     return folder
 
 

@@ -1,66 +1,63 @@
-"""The checkpoint: what its ONNX file is trusted with, how long prompts and conversations are read, who may call it."""
+"""The checkpoint: what is loaded and what is refused, how prompts and conversations are read, who may call it."""
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
-import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import EASY, HARD, ROOT, random_bert, save_checkpoint
+from conftest import EASY, FILLER, HARD, PROMPTS, ROOT, random_bert, save_checkpoint, tiny_tokenizer
 
-import finetuning_model.export_onnx as export
-from router_data import INFERIOR, SUPERIOR, InputError, write_rows
-from router_model import OnnxModel, PromptEncoder, Router, load_tokenizer, fingerprint, RouterSettings.load, user_turns
+from finetuning_model import export_onnx as export
+from router_data import INFERIOR, LABELS, SUPERIOR, InputError
+from router_model import (
+    OnnxModel,
+    PromptEncoder,
+    Router,
+    RouterSettings,
+    TradeoffTable,
+    UserTurns,
+    Verdict,
+    add_router_flags,
+    batches_of_like_length,
+    calibrated,
+    check_threshold,
+    fingerprint,
+    load_tokenizer,
+    newest_checkpoint,
+    pad_rows,
+    parse_router_model,
+    readable_scripts,
+    run_in_batches,
+    scorable_turns,
+    user_turns,
+)
 
-EASY_PROMPTS = [f"what is the {word} with a {other}" for word in EASY for other in EASY[:4]]
-HARD_PROMPTS = [f"please the {word} in a {other}" for word in HARD for other in EASY * 2]
-PROMPTS = [*EASY_PROMPTS, *HARD_PROMPTS]
-LABELS_OF_PROMPTS = [0] * len(EASY_PROMPTS) + [1] * len(HARD_PROMPTS)
 LONG = " ".join(EASY * 30)
 
 
-@pytest.fixture(scope="module")
-def exported(trained_checkpoint, tmp_path_factory):
-    """The trained checkpoint with its ONNX file."""
-    folder = tmp_path_factory.mktemp("exported") / trained_checkpoint.name
-    shutil.copytree(trained_checkpoint, folder)
-    export.export_onnx(folder, PROMPTS, LABELS_OF_PROMPTS, say=lambda line: None)
-    return folder
-
-
 @pytest.fixture
-def copy(exported, tmp_path):
-    """One that a test may break."""
-    return shutil.copytree(exported, tmp_path / exported.name)
+def copy(exported_checkpoint, tmp_path):
+    """A checkpoint with its ONNX file that a test may break."""
+    return shutil.copytree(exported_checkpoint, tmp_path / exported_checkpoint.name)
 
 
 @pytest.fixture(scope="module")
-def router(exported):
-    return Router.load(exported)
+def router(exported_checkpoint):
+    return Router.load(exported_checkpoint)
 
 
 # The ONNX file
 
 
-def test_int8_is_what_everyone_gets_and_says_what_pytorch_says(exported, router):
-    settings = RouterSettings.load(exported)
-    assert settings.onnx_file == "model_int8.onnx" and router.backend == "onnx"
-    exact = Router.load(exported, backend="torch").score(PROMPTS)
-    scores = router.score(PROMPTS)
-    assert np.abs(scores - exact).mean() <= export.MAX_MEAN_CHANGE
-    assert ((scores >= 0.5) == (np.array(LABELS_OF_PROMPTS) == 1)).all()
-    assert settings.onnx.mean_change == pytest.approx(np.abs(scores - exact).mean(), abs=1e-5)
-
-
-def test_onnx_path_imports_neither_torch_nor_transformers(exported):
+def test_onnx_path_imports_neither_torch_nor_transformers(exported_checkpoint):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from router_model import Router\n"
-        f"print(len(Router.load({str(exported)!r}).decide(['hello', 'zorp'])))\n"
+        f"print(len(Router.load({str(exported_checkpoint)!r}).decide(['hello', 'zorp'])))\n"
         "print(sorted({'torch', 'transformers', 'gradio', 'openai', 'onnx', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -74,28 +71,41 @@ def test_a_score_does_not_depend_on_the_other_prompts(router):
 
 
 @pytest.mark.parametrize("prompt", ["apple", LONG])
-def test_one_core_says_what_all_cores_say(exported, prompt):
-    forward = OnnxModel(exported / "model_int8.onnx")
-    row = Router.load(exported).encode([prompt])[0].ids
-    one, all_cores = (forward._logits(session, row) for session in (forward._session(1), forward._session(2)))
-    assert one.tolist() == all_cores.tolist()
+def test_one_core_says_what_all_cores_say(exported_checkpoint, router, monkeypatch, prompt):
+    rows = [row.ids for row in router.encoder.encode([prompt])]
+    scores = []
+    for cores in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", cores)
+        scores.append(OnnxModel(exported_checkpoint / "model_int8.onnx").logits(rows).tolist())
+    assert scores[0] == scores[1]
 
 
-def test_where_others_are_scored_a_prompt_takes_one_core(exported, monkeypatch):
-    forward = OnnxModel(exported / "model_int8.onnx")
-    forward._one_core, forward._all_cores = "one", "all"
+def test_where_others_are_scored_a_prompt_takes_one_core(exported_checkpoint, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    import onnxruntime
+
+    threads_of = {}
+    make_session = onnxruntime.InferenceSession
+
+    def recorded(path, options, **rest):
+        session = make_session(path, options, **rest)
+        threads_of[id(session)] = options.intra_op_num_threads
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    model = OnnxModel(exported_checkpoint / "model_int8.onnx")
     taken = []
 
-    def logits(session, row):
-        taken.append(session)
+    def run(session, row):
+        taken.append(threads_of[id(session)])
         if len(taken) == 1:
-            forward([row])  # another caller, meanwhile
+            model.logits([row])  # another caller, meanwhile
         return np.zeros((1, 2))
 
-    monkeypatch.setattr(forward, "_logits", logits)
-    forward([[0] * 9])
-    forward([[0] * 9])
-    assert taken == ["all", "one", "all"]
+    monkeypatch.setattr(OnnxModel, "_run", staticmethod(run))
+    model.logits([[0] * 9])
+    model.logits([[0] * 9])
+    assert taken == [2, 1, 2]
 
 
 def test_callers_in_many_threads_get_their_own_scores(router):
@@ -115,7 +125,7 @@ def other_weights(folder):
     """Train on: the last step of an optimiser moves every weight a little."""
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
     for parameter in model.parameters():
         parameter.data *= 1.001
     model.save_pretrained(folder)
@@ -124,7 +134,7 @@ def other_weights(folder):
 def only_the_classifier(folder):
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
     model.classifier.bias.data += 1
     model.save_pretrained(folder)
 
@@ -170,171 +180,259 @@ def test_router_json_cannot_name_a_file_elsewhere(copy):
         Router.load(copy)
 
 
-# Making it
+# What is loaded
 
 
-def test_int8_that_moves_the_scores_is_not_published(copy, monkeypatch, capsys):
-    write_int8 = export.write_int8
+def test_a_model_in_memory_is_scored_as_its_checkpoint(exported_checkpoint):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    def crude(fp32, path, left_in_fp32):
-        import onnx
-        from onnx import numpy_helper
-
-        write_int8(fp32, path, left_in_fp32)
-        model = onnx.load(path)
-        bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.bias"))
-        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32([0, 20]), bias.name))
-        onnx.save(model, path)
-
-    monkeypatch.setattr(export, "write_int8", crude)
-    made = export.export_onnx(copy, PROMPTS, LABELS_OF_PROMPTS)
-    assert made["onnx_file"] == "model.onnx" and made["scheme"] == "fp32"
-    assert len(made["tried"]) == 2 and all(each["mean_change"] > export.MAX_MEAN_CHANGE for each in made["tried"])
-    assert "fp32, since int8 moved the scores" in capsys.readouterr().out
-    assert not (copy / "model_int8.onnx").exists()
-    exact = Router.load(copy, backend="torch").score(PROMPTS)
-    assert Router.load(copy).backend == "onnx"
-    assert Router.load(copy).score(PROMPTS) == pytest.approx(exact, abs=1e-4)
+    saved = Router.load(exported_checkpoint, backend="torch")
+    model = AutoModelForSequenceClassification.from_pretrained(exported_checkpoint, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(exported_checkpoint, trust_remote_code=False)
+    made = Router.from_model(model, tokenizer, RouterSettings.load(exported_checkpoint))
+    assert made.backend == "torch" and made.model_save_dir is None
+    assert made.score([*PROMPTS, LONG]).tolist() == saved.score([*PROMPTS, LONG]).tolist()
+    logits = made.logits(PROMPTS)
+    assert logits.shape == (len(PROMPTS), 2)
+    assert made.score(PROMPTS) == pytest.approx(calibrated(logits, made.settings.temperature))
 
 
-def test_a_loss_of_auroc_alone_is_refused(copy, monkeypatch):
-    compare = export.compare
-    monkeypatch.setattr(export, "compare", lambda *args: compare(*args) | {"auroc_loss": 0.004})
-    assert export.export_onnx(copy, PROMPTS, LABELS_OF_PROMPTS, say=lambda line: None)["onnx_file"] == "model.onnx"
+def test_a_plain_checkpoint_loads_with_one_warning(tmp_path):
+    folder = save_checkpoint(tmp_path / "plain", labels=None)
+    with pytest.warns(UserWarning, match="no router.json: taking label 1 as ROUTE_TO_SUPERIOR") as warned:
+        plain = Router.load(folder)
+    assert len(warned) == 1
+    assert (plain.settings.temperature, plain.settings.threshold, plain.encoder.max_length) == (1, 0.5, 64)
 
 
-def test_compare_measures_what_it_says():
-    exact, scores = np.array([0.1, 0.4, 0.6, 0.9]), np.array([0.1, 0.6, 0.5, 0.9])
-    figures = export.compare(exact, scores, [0, 0, 1, 1])
-    assert figures["mean_change"] == pytest.approx(0.075) and figures["max_change"] == pytest.approx(0.2)
-    assert figures["auroc_loss"] == pytest.approx(0.25)
-    assert export.compare(exact, scores, [1, 1, 1, 1])["auroc_loss"] is None
+def test_the_tokenizer_of_a_bare_checkpoint_is_that_of_its_base(tmp_path):
+    folder = save_checkpoint(tmp_path / "bare", tokenizer=False, settings={})
+    with pytest.raises(InputError, match="--hf_model_name bert-base-uncased"):
+        Router.load(folder)
+    with pytest.raises(InputError, match=r"the tokenizer of .*nowhere can't be had .*--hf_model_name"):
+        Router.load(folder, hf_model_name=str(tmp_path / "nowhere"))
+    tiny_tokenizer([*EASY, *HARD, *FILLER]).save_pretrained(tmp_path / "base")
+    assert 0 <= Router.load(folder, hf_model_name=str(tmp_path / "base")).score("zorp")[0] <= 1
 
 
-def test_an_export_that_fails_costs_nothing(copy, monkeypatch, capsys):
-    no_file(copy)
-
-    def fail(*args):
-        raise RuntimeError("this architecture has no export\nwith a second line")
-
-    monkeypatch.setattr(export, "write_fp32", fail)
-    made = export.export_onnx(copy, PROMPTS, LABELS_OF_PROMPTS)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["no ONNX file: RuntimeError: this architecture has no export; PyTorch serves this checkpoint"]
-    assert made["onnx_file"] is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        router = Router.load(copy)
-    assert router.backend == "torch" and router.settings.thresholds
-    assert not list(copy.glob(".onnx-*"))
+def test_another_base_than_the_checkpoints_is_only_a_warning(tiny_checkpoint):
+    with pytest.warns(UserWarning, match="was fine-tuned from tiny, not bert-base-uncased; its own files are used"):
+        Router.load(tiny_checkpoint, hf_model_name="bert-base-uncased")
+    Router.load(tiny_checkpoint, hf_model_name="someone/tiny")
 
 
-def test_a_failed_export_keeps_a_file_that_still_fits(copy, monkeypatch):
-    monkeypatch.setattr(export, "write_fp32", lambda *args: 1 / 0)
-    export.export_onnx(copy, PROMPTS, LABELS_OF_PROMPTS, say=lambda line: None)
-    assert Router.load(copy).backend == "onnx"
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [(("A", "B", "C"), "has 3 labels"), (("NEGATIVE", "POSITIVE"), "NEGATIVE"), (LABELS[::-1], "it is not a router")],
+)
+def test_other_classifiers_are_refused(tmp_path, labels, named):
+    with pytest.raises(InputError, match=named):
+        Router.load(save_checkpoint(tmp_path / "model", labels=labels))
 
 
-def test_smoothing_changes_no_score_of_the_fp32_model(exported, router, tmp_path):
-    with export.quiet():
-        export.write_fp32(exported, tmp_path / "plain.onnx")
-        rows = [row.ids for row in router.encoder.encode(PROMPTS)]
-        export.write_smoothed(tmp_path / "plain.onnx", tmp_path / "smoothed.onnx", rows)
-    plain, smoothed = (OnnxModel(tmp_path / name)(rows) for name in ("plain.onnx", "smoothed.onnx"))
-    assert smoothed == pytest.approx(plain, abs=1e-4)
-    assert (tmp_path / "plain.onnx").read_bytes() != (tmp_path / "smoothed.onnx").read_bytes()
-    assert len(export.narrowing_products(tmp_path / "smoothed.onnx")) == 2  # one a layer
+def test_what_is_no_checkpoint_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match=r"no model folder at .*none; make one: python3 finetuning_model"):
+        Router.load(tmp_path / "none")
+    with pytest.raises(InputError, match="it has no config.json"):
+        Router.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is not JSON"):
+        Router.load(tmp_path)
 
 
-def test_attention_of_bert_is_two_operators(exported):
-    import onnx
+def test_an_encoder_that_was_never_fine_tuned_is_refused(tiny_checkpoint):
+    from transformers import BertModel
 
-    kinds = Counter(node.op_type for node in onnx.load(exported / "model_int8.onnx").graph.node)
-    assert kinds["MultiHeadAttention"] == 2 and not kinds["Softmax"]
-    assert kinds["ReduceMax"] == 2 and not kinds["Abs"]  # what GELU gives is hardly ever below zero
-    assert kinds["MatMulInteger"] == 2 * 4 + 1  # in the last layer the query is a product of its own
-
-
-def test_the_last_layer_of_bert_makes_the_first_tokens_vector_alone(exported):
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(exported / "model_int8.onnx")
-    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMulInteger"]
-    for name in products:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT32, None))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    made = session.run(products, {"input_ids": np.array([[2, 5, 6, 7, 3]])})
-    rows_made = sorted(each.shape[1] for each in made)  # key and value are made of all tokens
-    assert rows_made == [1] * 4 + [5] * 5
+    config = (tiny_checkpoint / "config.json").read_text()
+    BertModel(random_bert().config, add_pooling_layer=False).save_pretrained(tiny_checkpoint)
+    (tiny_checkpoint / "config.json").write_text(config)
+    with pytest.raises(InputError, match="it was never fine-tuned"):
+        Router.load(tiny_checkpoint)
 
 
-def test_the_fp32_export_gives_pytorchs_logits(tmp_path):
-    model = random_bert()
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            weight.data *= 10  # else the prompts hardly differ
-    folder = save_checkpoint(tmp_path / "random", settings={"max_length": 64}, model=model)
-    router = Router.load(folder, backend="torch")
-    rows = [row.ids for row in router.encoder.encode([*PROMPTS, LONG])]
-    with export.quiet():
-        export.write_fp32(folder, tmp_path / "plain.onnx")
-    logits = OnnxModel(tmp_path / "plain.onnx")(rows)
-    assert logits == pytest.approx(router._forward(rows), abs=1e-5)
-    assert np.ptp(logits[:, 1] - logits[:, 0]) > 0.1
+def test_code_and_pickles_of_a_checkpoint_never_run(tiny_checkpoint, tmp_path, monkeypatch):
+    import io
+
+    mark = tmp_path / "code-ran"
+    (tiny_checkpoint / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    config["auto_map"] = {name: "evil.Evil" for name in ("AutoConfig", "AutoModelForSequenceClassification")}
+    (tiny_checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
+    consent = io.StringIO("y\ny\ny\n")
+    monkeypatch.setattr(sys, "stdin", consent)  # where prompts are piped in
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        Router.load(tiny_checkpoint)
+    assert not mark.exists() and consent.tell() == 0
+
+    (tiny_checkpoint / "model.safetensors").unlink()
+    (tiny_checkpoint / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(InputError, match="no model.safetensors"):
+        Router.load(tiny_checkpoint)
 
 
-def test_older_checkpoint_is_exported_by_command(tmp_path, capsys):
-    folder = save_checkpoint(tmp_path / "older", labels=None)
-    rows = tmp_path / "labelled.jsonl"
-    with pytest.raises(InputError, match="--validation_files"):
-        export.main(["--model_save_dir", str(folder)])
-    write_rows(
-        rows,
-        [{"prompt": p, "label": SUPERIOR if y else INFERIOR} for p, y in zip(PROMPTS, LABELS_OF_PROMPTS, strict=True)],
+def test_the_newest_finished_checkpoint_is_found_and_no_rehearsal(tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint in .*finetune_bert.py --help"):
+        newest_checkpoint(tmp_path)
+    for name in ("20260101T000000-save", "20260103T000000-save", "20260102T000000-save", "20260105T000000-save"):
+        folder = tmp_path / f"tiny-router-finetuning-{name}"
+        folder.mkdir()
+        (folder / "config.json").touch()
+    (folder / "run.json").write_text('{"rehearsal": true}')
+    (tmp_path / "tiny-router-finetuning-20260104T000000-save.unfinished").mkdir()
+    (tmp_path / "tiny-router-finetuning-20260106T000000-save").mkdir()
+    assert newest_checkpoint(tmp_path).name == "tiny-router-finetuning-20260103T000000-save"
+    (tmp_path / "tiny-router-finetuning-20260103T000000-save" / "run.json").write_text("not JSON")
+    assert newest_checkpoint(tmp_path).name == "tiny-router-finetuning-20260103T000000-save"
+    (tmp_path / "rehearsals").mkdir()
+    shutil.copytree(folder, tmp_path / "rehearsals" / folder.name)
+    with pytest.raises(InputError, match="no checkpoint but rehearsals"):
+        newest_checkpoint(tmp_path / "rehearsals")
+
+
+def test_settings_come_back_as_they_were_saved(tiny_checkpoint):
+    settings = RouterSettings.load(tiny_checkpoint)
+    settings.thresholds = {"at_most_20_percent_superior": 0.7}
+    settings.save(tiny_checkpoint)
+    assert RouterSettings.load(tiny_checkpoint) == settings
+    (tiny_checkpoint / "router.json").write_text('{"temperature": 0}')
+    with pytest.raises(InputError, match="router.json: temperature: .*; copy the checkpoint again"):
+        RouterSettings.load(tiny_checkpoint)
+
+
+def table(**fields) -> dict:
+    lists = {name: [0.1, 0.5, 0.9] for name in ("superior_share", "quality", "quality_low", "quality_high")}
+    return (
+        {"measured_on": "validation", "rows": 3, "inferior_quality": 0.4, "thresholds": [0.2, 0.5, 0.8]}
+        | lists
+        | fields
     )
-    export.main(["--model_save_dir", str(folder), "--validation_files", str(rows)])
-    assert f"over {len(PROMPTS)} validation rows" in capsys.readouterr().out
-    assert Router.load(folder).backend == "onnx"
 
 
-def test_modernbert_is_exported_too(tmp_path):
-    import onnx
+def test_the_tradeoff_table_is_read_at_the_nearest_threshold(tmp_path):
+    assert TradeoffTable.load(tmp_path) is None and Verdict.load(tmp_path) is None
+    (tmp_path / "tradeoff.json").write_text(json.dumps(table()))
+    tradeoff = TradeoffTable.load(tmp_path)
+    assert [tradeoff.at(threshold) for threshold in (0, 0.36, 0.5, 1)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", json.dumps(table(rows="many"))])
+def test_broken_evidence_is_left_out_with_a_warning(tmp_path, broken):
+    (tmp_path / "tradeoff.json").write_text(broken)
+    with pytest.warns(UserWarning, match=r"tradeoff.json is not used: ValidationError"):
+        assert TradeoffTable.load(tmp_path) is None
+
+
+# Deciding
+
+
+def test_a_text_alone_and_a_conversation_alone_are_one_prompt(router):
+    assert router.decide("what is a zorp") == router.decide(["what is a zorp"])
+    assert router.score("what is a zorp").shape == (1,)
+    conversation = said("what is a zorp", "and a egg")
+    assert router.decide(conversation) == router.decide([conversation])
+
+
+def test_a_decision_says_what_it_rests_on(router):
+    low, high = router.decide(["what is the apple with a bread", "what is the zorp with a bread"])
+    assert (low.router_label, high.router_label) == (INFERIOR, SUPERIOR) and low.threshold == 0.5
+    assert (low.truncated, low.tokens_scored, low.characters_received, low.unfamiliar) == (False, 9, 30, False)
+    assert router.decide("what is the zorp", threshold=1.0)[0].router_label == INFERIOR
+    assert router.decide("what is the apple", threshold=0.0)[0].router_label == SUPERIOR
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unfamiliar"),
+    [
+        ("what is the apple", False),
+        ("what is the äpple", False),  # a Latin letter, whatever its accent
+        ("東京の人口は何人ですか", True),
+        ("what is 東京", False),
+        ("Какова столица Франции?", True),
+        ("🦊🦊🦊 🦊", True),
+        ("wxyz qqqq unknown words", True),
+        ("what unknown is the apple", False),
+        ("42", True),  # this vocabulary has no digits
+        ("", False),
+        ("?!", False),
+    ],
+)
+def test_what_the_encoder_cannot_read_is_unfamiliar_and_goes_where_the_settings_say(router, prompt, unfamiliar):
+    decision = router.decide(prompt)[0]
+    assert decision.unfamiliar == unfamiliar
+    if unfamiliar:
+        assert decision.router_label == SUPERIOR
+        for route, label in (("inferior", INFERIOR), ("superior", SUPERIOR)):
+            settings = router.settings.model_copy(update={"unfamiliar_route": route})
+            assert Router(settings, router.encoder, router.model, "onnx").decide(prompt)[0].router_label == label
+    by_score = router.settings.model_copy(update={"unfamiliar_route": "score"})
+    decision = Router(by_score, router.encoder, router.model, "onnx").decide(prompt)[0]
+    assert (decision.router_label == SUPERIOR) == (decision.router_score >= 0.5)
+
+
+def test_the_scripts_of_an_encoder_are_told_by_its_vocabulary_or_named(router):
+    tokenizer = tiny_tokenizer([*EASY, *HARD, *FILLER, *"абвг"]).backend_tokenizer
+    assert readable_scripts(tokenizer) == ["CYRILLIC", "LATIN"]
+    few_of_many = tiny_tokenizer([*"абвг", *(f"{a}{b}" for a in "abcdefghij" for b in "abcdefghij")])
+    assert readable_scripts(few_of_many.backend_tokenizer) == ["LATIN"]  # single letters, from which no word is read
+    assert router.encoder.scripts == {"LATIN"}
+    assert PromptEncoder(tokenizer, 64, ["GREEK"]).scripts == {"GREEK"}
+    assert PromptEncoder(tokenizer, 64, []).scripts == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("router", (True, None)), ("router-0.35", (True, 0.35)), ("router-0", (True, 0.0)), ("router-1", (True, 1.0)),
+        ("router-1.0", (True, 1.0)), ("router-1.01", (False, None)), ("router-2", (False, None)),
+        ("router-", (False, None)), ("router-.5", (False, None)), ("router-0.35 ", (False, None)),
+        ("Router", (False, None)), ("router-0." + "1" * 99, (False, None)), ("gpt-4o", (False, None)),
+        ("", (False, None)), ("router\n", (False, None)), ("router-٠", (False, None)),
+    ],
+)  # fmt: skip
+def test_a_models_name_may_ask_for_the_router_and_a_threshold(name, answer):
+    assert parse_router_model(name) == answer
+
+
+def test_flags_of_a_router_are_declared_once_and_checked():
+    parser = argparse.ArgumentParser()
+    add_router_flags(parser)
+    args = parser.parse_args(["--model_save_dir", "models/x", "--threshold", "0.3"])
+    assert args.model_save_dir.name == "x" and args.hf_model_name is None
+    check_threshold(args.threshold)
+    check_threshold(None)
+    for outside in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="--threshold .* is not between 0 and 1"):
+            check_threshold(outside)
+
+
+def test_batches_hold_rows_of_like_length_within_their_size():
+    lengths = [5, 60, 1, 8, 7, 100]
+    batches = batches_of_like_length(lengths, 24)
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert batches == [[2, 0, 4], [3], [1], [5]]
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 24 or len(batch) == 1 for batch in batches)
+
+
+def test_outputs_come_in_the_order_of_the_rows_whatever_the_batches():
     import torch
-    from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-    torch.manual_seed(0)
-    config = ModernBertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        local_attention=16,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        cls_token_id=2,
-        bos_token_id=2,
-        sep_token_id=3,
-        eos_token_id=3,
-    )
-    model = ModernBertForSequenceClassification(config)
-    for layer in model.model.layers:  # wide, as those of a trained model are
-        layer.mlp.Wi.weight.data *= 30
-    folder = save_checkpoint(tmp_path / "modern", settings={"max_length": 64}, model=model)
-    made = export.export_onnx(folder, [*PROMPTS, LONG], [*LABELS_OF_PROMPTS, 1], say=lambda line: None)
-    assert made["onnx_file"], made
-    with export.quiet():
-        export.write_fp32(folder, tmp_path / "plain.onnx")
-        rows = [row.ids for row in Router.load(folder).encode(PROMPTS)]
-        export.write_smoothed(tmp_path / "plain.onnx", tmp_path / "smoothed.onnx", rows)
-    files = [tmp_path / name for name in ("plain.onnx", "smoothed.onnx")]
-    before, after = (Counter(node.op_type for node in onnx.load(file).graph.node) for file in files)
-    assert after["Abs"] - before["Abs"] == 4  # one a layer: gated units give values far below zero
-    plain, smoothed = (OnnxModel(file)(rows) for file in files)
-    assert smoothed == pytest.approx(plain, abs=1e-4)
-    exact = Router.load(folder, backend="torch").score([*PROMPTS, LONG])
-    assert Router.load(folder, backend="onnx").score([*PROMPTS, LONG]) == pytest.approx(exact, abs=0.03)
+    rows = [[i] * (i * 37 % 500 + 1) for i in range(60)]
+
+    def module(ids, mask):
+        assert ids.shape == mask.shape
+        return torch.stack([ids[:, 0], (ids * mask).sum(1)], dim=1)
+
+    outputs = run_in_batches(module, rows, pad_id=9)
+    assert outputs.dtype == np.float32 and outputs[:, 0].tolist() == list(range(60))
+    assert outputs[:, 1].tolist() == [sum(row) for row in rows]
+    ids, mask = pad_rows([[1, 2], [3]], pad_id=9)
+    assert ids.tolist() == [[1, 2], [3, 9]] and mask.tolist() == [[1, 1], [1, 0]]
+
+
+def test_calibration_keeps_the_order_and_never_overflows():
+    logits = np.array([[0, -1e4], [0, 0], [0, 2], [0, 1e4]], dtype=np.float32)
+    assert calibrated(logits, 1.0).tolist() == pytest.approx([0, 0.5, 1 / (1 + np.exp(-2)), 1])
+    assert calibrated(logits, 2.0)[2] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
 # Long prompts
@@ -342,7 +440,7 @@ def test_modernbert_is_exported_too(tmp_path):
 
 def test_a_long_prompt_keeps_both_ends_and_says_so(router):
     decision = router.decide([f"zorp {LONG}"])[0]
-    assert decision.truncated and decision.tokens_scored == 64 and decision.long_prompt_policy == "head_tail"
+    assert decision.truncated and decision.tokens_scored == 64
     assert decision.characters_received == len(LONG) + 5
     assert not router.decide(["apple"])[0].truncated
 
@@ -418,17 +516,17 @@ def test_content_may_come_in_parts(router):
 
 
 def test_the_last_turn_is_kept_whole_and_the_earlier_fill_the_rest(trained_checkpoint):
-    encode = PromptEncoder(load_tokenizer(trained_checkpoint, None), 16)
-    word = encode.tokenizer.token_to_id
+    encoder = PromptEncoder(load_tokenizer(trained_checkpoint), 16)
+    word = encoder.tokenizer.token_to_id
     first, last = [word(token) for token in "zorp quix vlam".split()], [word(token) for token in EASY]
-    row = encode([said("zorp quix vlam " + "the " * 40 + "zorp quix vlam", " ".join(EASY))])[0]
+    row = encoder.encode([said("zorp quix vlam " + "the " * 40 + "zorp quix vlam", " ".join(EASY))])[0]
     assert row.truncated and len(row.ids) == 16
     assert row.ids[0] == word("[CLS]") and row.ids[-1] == word("[SEP]")
     assert row.ids[-1 - len(EASY) : -1] == last
     assert row.ids[1:4] == first and row.ids[-4 - len(EASY) : -1 - len(EASY)] == first
-    whole = encode([said("zorp", "quix")])[0]
+    whole = encoder.encode([said("zorp", "quix")])[0]
     assert not whole.truncated and whole.ids == [word(token) for token in ("[CLS]", "zorp", "quix", "[SEP]")]
-    only_last = encode([said("zorp", "the " * 40)])[0]
+    only_last = encoder.encode([said("zorp", "the " * 40)])[0]
     assert word("zorp") not in only_last.ids and only_last.truncated
 
 
@@ -439,3 +537,27 @@ def test_the_last_turn_is_kept_whole_and_the_earlier_fill_the_rest(trained_check
 def test_what_is_no_conversation_is_refused(router, messages):
     with pytest.raises(InputError, match="conversation"):
         router.score([messages])
+
+
+def test_the_turns_of_a_conversation_are_its_users_words():
+    messages = [{"role": "system", "content": "s"}, *said("one", "two"), {"role": "user", "content": None}]
+    assert user_turns(messages) == UserTurns(["one", "two"])
+    assert scorable_turns(messages) == ["one", "two"]
+    nothing = [
+        [{"role": "system", "content": "s"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": " "}],
+        [],
+    ]
+    assert [scorable_turns(conversation) for conversation in nothing] == [None] * 4
+    with pytest.raises(InputError, match="conversation"):
+        scorable_turns([{"content": "hi"}])
+
+
+def test_what_applications_add_to_a_turn_is_not_scored(router):
+    reminder = "<system-reminder>zorp quix vlam</system-reminder>"
+    plain = router.encoder.encode(["what is the apple"])[0]
+    assert router.encoder.encode([f"{reminder}\nwhat is the apple"])[0].ids == plain.ids
+    wrapped = said("what is the apple", f"{reminder}\nand a egg")
+    assert router.score([wrapped]).tolist() == router.score([said("what is the apple", "and a egg")]).tolist()
+    assert user_turns(said("what is the apple", reminder)) == ["what is the apple"]
