@@ -43,7 +43,7 @@ LABELLING_PROMPT_FILE = DATASETS_DIR / "labelling_prompt.txt"
 LABELLED_FILES_GLOB = "final-datasets/router_dataset_labelled-*.jsonl"
 SAMPLE_FILE = DATASETS_DIR / "sample" / "router_dataset_sample.jsonl"
 
-EVEN_GAIN = 0.2  # gain at which the two routes are worth the same; see probability_from_gain
+EVEN_GAIN = 0.15  # gain at which the two routes are worth the same; see probability_from_gain
 SECONDS_BETWEEN_LINES = 5  # of progress, where stderr is no terminal
 
 
@@ -154,13 +154,14 @@ def label_of(superior_probability: float, threshold: float = 0.5) -> str:
 
 
 def probability_from_gain(gain: float) -> float:
-    """The soft label of a gain g = superior quality - inferior quality: g / (g + 0.2), and 0 where g is negative.
+    """The soft label of a gain g = superior quality - inferior quality: g² / (g² + 0.15²), and 0 where g is negative.
 
-    0.5 is where one answer in five would be better from the superior model. A smaller gain is rarely noticed, a larger
-    one often; the map is monotone, so it changes no order, only where the two labels part.
+    It is 0.5 where about one answer in seven would be better from the superior model: a smaller gain is rarely noticed,
+    a larger one often. The square parts the two sides more clearly than the gain itself. The map is monotone, so it
+    changes no order.
     """
-    gain = max(0.0, gain)
-    return gain / (gain + EVEN_GAIN)
+    square = max(0.0, gain) ** 2
+    return square / (square + EVEN_GAIN**2)
 
 
 def normalise_prompt(prompt: str) -> str:

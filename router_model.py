@@ -49,6 +49,9 @@ CARD_FILE = "README.md"
 
 CHARACTERS_PER_TOKEN = 12  # more than real text has, so text cut at this length never loses a token that is scored
 MAX_LETTERS = 2000  # characters whose script is looked at
+WORD = re.compile(r"[^\W\d_]{3,}")
+MIN_READABLE_WORDS = 3  # fewer are no request, so a text in an unread script stays whole
+MIN_READABLE_SHARE = 0.1  # of the letters
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 MAX_CORES = 8  # for one prompt; further cores would mostly wait for one another
 SPIN_SECONDS = 0.0002  # how long the other cores' threads wait for the next operator before they sleep
@@ -325,8 +328,8 @@ class PromptEncoder:
         if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict)):
             prompts = [prompts]  # type: ignore[list-item]
         pairs = [_split_last_turn(prompt) for prompt in prompts]
-        earlier = self._tokenize([self._clip_characters(text) for text, _ in pairs])
-        last = self._tokenize([self._clip_characters(text) for _, text in pairs])
+        earlier = self._tokenize([self._readable(text) for text, _ in pairs])
+        last = self._tokenize([self._readable(text) for _, text in pairs])
         return [self._join_turns(*row) for row in zip(pairs, earlier, last, strict=True)]
 
     def with_offsets(self, prompt: str) -> tuple[str, list[int], list[tuple[int, int]]]:
@@ -336,7 +339,7 @@ class PromptEncoder:
             The text that was tokenised; the ids that are scored; and for each id the characters of that text it
             stands for, start and end (equal for special tokens).
         """
-        text = self._clip_characters(request_text(prompt))
+        text = self._readable(request_text(prompt))
         encoding = self.tokenizer.encode(text)
         return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
 
@@ -365,14 +368,36 @@ class PromptEncoder:
             return True
         if all(map(str.isascii, pair)):
             return False
-        letters = [script_of(letter) for text in pair for letter in text[:MAX_LETTERS] if letter.isalpha()]
-        return 2 * sum(script in self.scripts for script in letters) < len(letters)
+        text = "\n".join(pair)[:MAX_LETTERS]
+        unreadable = self._unreadable_letters(text)
+        lost = sum(letter in unreadable for letter in text)
+        return 2 * lost > sum(map(str.isalpha, text)) and self._without(text, unreadable) is None
 
-    def _clip_characters(self, text: str) -> str:
+    def _readable(self, text: str) -> str:
+        """What is tokenised of a text: the characters that may be scored, without letters that cannot be read.
+
+        An English request inside a Korean form is read as the request alone. Where too little could be read, the text
+        stays whole.
+        """
         half = CHARACTERS_PER_TOKEN * self.max_length
         if len(text) > 2 * half:
             text = f"{text[:half]} {text[-half:]}"
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers take no lone surrogates
+        if text.isascii():
+            return text
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers take no lone surrogates
+        return self._without(text, self._unreadable_letters(text)) or text
+
+    def _unreadable_letters(self, text: str) -> frozenset[str]:
+        return frozenset(c for c in set(text) if c.isalpha() and script_of(c) not in self.scripts)
+
+    def _without(self, text: str, letters: frozenset[str]) -> str | None:
+        """The text without these letters; None where nothing goes, or where too little stays to be a request."""
+        if not letters:
+            return None
+        kept = text.translate({ord(letter): " " for letter in letters})
+        words = WORD.findall(kept)
+        share = sum(map(len, words)) / sum(map(str.isalpha, text))
+        return kept if len(words) >= MIN_READABLE_WORDS and share >= MIN_READABLE_SHARE else None
 
 
 def readable_scripts(tokenizer: "tokenizers.Tokenizer") -> list[str]:
@@ -499,7 +524,7 @@ class Router:
         scores = self.score_ids([row.ids for row in encoded])
         return [
             Decision(
-                router_label=self._route(score, threshold, row.unfamiliar),
+                router_label=self.route(score, threshold, row.unfamiliar),
                 router_score=float(score),
                 threshold=threshold,
                 truncated=row.truncated,
@@ -510,7 +535,8 @@ class Router:
             for score, row in zip(scores, encoded, strict=True)
         ]
 
-    def _route(self, score: float, threshold: float, unfamiliar: bool) -> str:
+    def route(self, score: float, threshold: float, unfamiliar: bool) -> str:
+        """The label of a router score; what the encoder cannot read goes where router.json says."""
         if unfamiliar and self.settings.unfamiliar_route != "score":
             return LABELS[self.settings.unfamiliar_route == "superior"]
         return label_of(score, threshold)
