@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from string import Template
 
@@ -60,6 +61,12 @@ class Frames:
                 f"{path} has no frame: blocks apart by a line ====, each with $prompt where the request is"
             )
         return cls(frames, parts)
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """How often each frame is drawn: short ones more often, since a long one costs as much as several."""
+        draw = random.Random(0)
+        return [1 / (80 + len(self.wrap(frame, "", draw))) for frame in self.frames]
 
     def wrap_share(self, prompts: Sequence[str], share: float, seed: object) -> list[str]:
         """The prompts, a share of them (0..1) in frames drawn at random; the same for the same seed."""

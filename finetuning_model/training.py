@@ -28,6 +28,7 @@ from finetuning_model.labelled_rows import Split
 from router_data import LABELS, InputError
 from router_model import PromptEncoder, pad_rows
 
+HEAD_SPEED = 4  # the fresh head learns this much faster than the top layer
 LONG_EPOCH = 300  # steps; a longer epoch is evaluated, and can be resumed, half way too
 MANY_ROWS = 20_000  # enough to train every layer, and on the soft labels as they are
 WEIGHT_DECAY = 0.01
@@ -432,15 +433,17 @@ def parameter_groups(model, learning_rate: float, layer_decay: float) -> list[di
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[layers_above(name, model), parameter.ndim >= 2].append(parameter)
+            speed = HEAD_SPEED if is_head(name, model) else layer_decay ** layers_above(name, model)
+            groups[speed, parameter.ndim >= 2].append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": learning_rate * layer_decay**above,
-            "weight_decay": WEIGHT_DECAY if is_matrix else 0.0,
-        }
-        for (above, is_matrix), parameters in groups.items()
+        {"params": parameters, "lr": learning_rate * speed, "weight_decay": WEIGHT_DECAY if is_matrix else 0.0}
+        for (speed, is_matrix), parameters in groups.items()
     ]
+
+
+def is_head(name: str, model) -> bool:
+    """Whether a parameter belongs to the fresh head: the pooler or what stands outside the encoder."""
+    return "pooler" in name or not name.startswith(f"{model.base_model_prefix}.")
 
 
 def add_logit_bias(model, bias: float) -> float:

@@ -2,33 +2,28 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EASY, FILLER, HARD, ROOT, random_bert, save_checkpoint, tiny_tokenizer
+from conftest import ROOT, random_bert, save_checkpoint
+from made_up import made_up_rows, row_of
 
 from finetuning_model import finetune_bert
-from finetuning_model.labelled_rows import read_questions, read_training_rows, split_rows
-from finetuning_model.training import LengthWindows, newest_trainer_state
-from router_data import INFERIOR, LABELS, SUPERIOR, InputError, LabelledPrompt, label_of, normalise_prompt, write_rows
-from router_model import Router
-
-
-def made_up_rows(n: int, seed: int = 0) -> list[dict]:
-    """Prompts of made-up words; those with a word of HARD are graded 0.9, the others 0.1."""
-    draw = random.Random(seed)
-    rows = []
-    for i in range(n):
-        grade = 0.9 if i % 2 else 0.1
-        words = draw.choices(FILLER, k=6) + draw.choices(EASY, k=3) + [draw.choice(HARD if i % 2 else EASY), f"n{i}"]
-        draw.shuffle(words)
-        row = {"prompt": " ".join(words), "label": label_of(grade), "superior_probability": grade}
-        rows.append({**row, "labelled_by": "test", "category": "made up"})
-    return rows
+from finetuning_model.training import newest_trainer_state
+from router_data import (
+    INFERIOR,
+    LABELS,
+    SUPERIOR,
+    RouterAnswer,
+    label_of,
+    normalise_prompt,
+    read_rows,
+    write_rows,
+)
+from router_model import Router, TradeoffTable
 
 
 def question(i: int, hard: bool, shown: bool = False) -> dict:
@@ -68,6 +63,7 @@ def run(tmp_path_factory, base):
     write_rows(folder / "auxiliary.jsonl", rows[:60] + made_up_rows(20, seed=1))
     questions = [question(i, hard=i % 2 == 1, shown=i < 2) for i in range(12)]
     write_rows(folder / "questions.jsonl", questions)
+    (folder / "frames.txt").write_text("please $prompt\n====\n$prompt with the\n")
     printed = subprocess.run(
         [sys.executable, ROOT / "finetuning_model" / "finetune_bert.py", *arguments(folder, base)],
         capture_output=True,
@@ -79,17 +75,13 @@ def run(tmp_path_factory, base):
     return saved, questions, printed.stdout
 
 
-def row_of(prompt: str, label: str = SUPERIOR, **more) -> dict:
-    return {"prompt": prompt, "label": label, "labelled_by": "test", **more}
-
-
 def arguments(folder: Path, base: Path, *more: str) -> list[str]:
     return [
         *("--train_files", str(folder / "router_dataset_labelled-*.jsonl"), "--hf_model_name", str(base)),
         *("--questions_file", str(folder / "questions.jsonl"), "--output_dir", str(folder / "models")),
         *("--auxiliary_files", str(folder / "auxiliary.jsonl")),
         *("--num_train_epochs", "8", "--learning_rate", "5e-3", "--max_length", "32", "--layer_decay", "1"),
-        *("--early_stopping_patience", "16", "--freeze_layers", "0", *more),
+        *("--early_stopping_patience", "16", "--freeze_layers", "0", "--frames", str(folder / "frames.txt"), *more),
     ]
 
 
@@ -119,12 +111,22 @@ def test_the_folder_holds_the_contract_and_loads_plainly(run):
     assert record["arguments"]["seed"] == 0 and all(len(digest) == 64 for digest in record["data_sha256"].values())
 
 
-def test_predictions_are_what_the_saved_checkpoint_says(run):
+def test_predictions_are_labelled_rows_with_what_the_saved_checkpoint_says(run):
     saved, _, _ = run
-    rows = [json.loads(line) for line in (saved / "predictions.jsonl").open()]
-    scores = Router.load(saved, backend="torch").score([row["prompt"] for row in rows])
-    assert np.allclose(scores, [row["superior_probability"] for row in rows], atol=1e-4)
-    assert np.mean((scores >= 0.5) == [row["label"] == SUPERIOR for row in rows]) > 0.8
+    for name in ("predictions.jsonl", "validation_predictions.jsonl"):
+        labelled, answers = list(read_rows(saved / name)), list(read_rows(saved / name, RouterAnswer))
+        assert {row.soft_label for row in labelled} == {0.1, 0.9}
+        scores = Router.load(saved, backend="torch").score([row.prompt for row in labelled])
+        assert np.allclose(scores, [row.router_score for row in answers], atol=1e-4)
+        assert all(row.router_label == label_of(row.router_score, row.threshold) for row in answers)
+        assert np.mean([row.label == answer.router_label for row, answer in zip(labelled, answers, strict=True)]) > 0.8
+
+
+def test_grep_finds_the_rows_so_labelled_in_predictions_too(run):
+    lines = (run[0] / "predictions.jsonl").read_text().splitlines()
+    found = [line for line in lines if '"ROUTE_TO_SUPERIOR"' in line]
+    assert [json.loads(line)["label"] for line in found] == [SUPERIOR] * len(found)
+    assert len(found) == sum(json.loads(line)["label"] == SUPERIOR for line in lines)
 
 
 def test_the_temperature_and_thresholds_are_in_router_json(run):
@@ -132,8 +134,31 @@ def test_the_temperature_and_thresholds_are_in_router_json(run):
     settings = json.loads((saved / "router.json").read_text())
     assert settings["temperature"] > 0 and settings["max_length"] == 32 and settings["base_model"] == "tiny-bert"
     assert "at_most_20_percent_superior" in settings["thresholds"]
-    scores = [json.loads(line)["superior_probability"] for line in (saved / "validation_predictions.jsonl").open()]
+    scores = [json.loads(line)["router_score"] for line in (saved / "validation_predictions.jsonl").open()]
     assert np.mean(np.array(scores) >= settings["thresholds"]["at_most_20_percent_superior"]) <= 0.2
+
+
+def test_the_tradeoff_says_what_each_threshold_brings_on_the_validation_rows(run):
+    saved, _, _ = run
+    table = TradeoffTable.load(saved)
+    scores = np.array([json.loads(line)["router_score"] for line in (saved / "validation_predictions.jsonl").open()])
+    half = table.at(0.5)
+    assert table.rows == len(scores) and table.superior_share[half] == pytest.approx(np.mean(scores >= 0.5))
+    assert table.quality_low[half] <= table.quality[half] <= table.quality_high[half]
+    assert table.quality[0] == pytest.approx(1) and table.superior_share[0] == 1
+
+
+def test_the_record_names_every_setting_as_it_was_used(run):
+    record = json.loads((run[0] / "run.json").read_text())
+    recipe = record["recipe"]
+    assert recipe["freeze_layers"] == 0 and recipe["max_length"] == 32 and recipe["frame_share"] == 0.6
+    assert None not in recipe.values() and not record["rehearsal"]
+
+
+def test_the_report_has_the_frames_that_judge(run):
+    frames = json.loads((run[0] / "metrics.json").read_text())["frames"]
+    assert frames["frames"] >= 40 and 0 <= frames["worst"]["kept"] <= frames["kept"] <= 1
+    assert "mean of" in (run[0] / "README.md").read_text()
 
 
 def test_repeats_and_test_questions_are_dropped_and_shown_questions_not_judged(run):
@@ -206,7 +231,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "logit_rows", stopped)
+    monkeypatch.setattr(training, "add_logit_bias", stopped)
     more = ("--output_dir", str(tmp_path), "--num_train_epochs", "2")
     with pytest.raises(KeyboardInterrupt):
         finetune_bert.main(arguments(folder, base, *more))
@@ -216,54 +241,6 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
     monkeypatch.undo()
     finished = finetune_bert.main(arguments(folder, base, *more, "--resume_from_checkpoint", str(unfinished)))
     assert finished == unfinished.with_name(unfinished.name.removesuffix(".unfinished")) and not unfinished.exists()
-
-
-def test_near_duplicates_never_straddle_the_parts():
-    rows = []
-    for i, row in enumerate(made_up_rows(120)):
-        base_row = LabelledPrompt(**{**row, "prompt": row["prompt"] + f" some more words to be long enough {i}"})
-        rows += [base_row, base_row.model_copy(update={"prompt": base_row.prompt.upper() + "!"})]
-    parts = split_rows(rows, seed=3)
-    where = {}
-    for number, part in enumerate(parts):
-        for row in part.rows:
-            assert where.setdefault(normalise_prompt(row.prompt).rstrip("!"), number) == number
-    assert sum(len(part.rows) for part in parts) == len(rows)
-    assert [len(part.rows) for part in split_rows(rows, seed=3)] == [len(part.rows) for part in parts]
-
-
-def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():
-    lengths = [random.Random(i).randint(1, 200) for i in range(1000)]
-    sampler = LengthWindows(lengths, batch_size=10, seed=1)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(first) == sorted(second) == list(range(1000)) and first != second
-    spread = [np.ptp([lengths[j] for j in first[i : i + 10]]) for i in range(0, 1000, 10)]
-    assert np.mean(spread) < 10
-
-
-def test_outcome_rows_become_grades(tmp_path):
-    outcomes = [
-        {"prompt": "p", "weak_score": 0.0, "strong_score": 1.0},
-        {"prompt": "q", "weak_score": 1, "strong_score": 0},
-    ]
-    outcomes.append({"prompt": "r", "weak_score": 0.0, "strong_score": 0.0})
-    write_rows(tmp_path / "o.jsonl", outcomes)
-    for target, grades in (("gain", [1.0, 0.0, 0.5]), ("fail", [1.0, 0.0, 1.0])):
-        rows, _ = read_training_rows([tmp_path / "o.jsonl"], target)
-        assert [row.soft_label for row in rows] == pytest.approx(grades)
-        assert [row.label for row in rows] == [SUPERIOR, INFERIOR, SUPERIOR if target == "fail" else INFERIOR]
-
-
-def test_two_labels_of_one_labeller_stop_it_and_two_labellers_do_not(tmp_path):
-    write_rows(tmp_path / "a.jsonl", [row_of("One prompt"), row_of("one  PROMPT", INFERIOR)])
-    with pytest.raises(InputError, match="labelled ROUTE_TO_INFERIOR, but ROUTE_TO_SUPERIOR"):
-        read_training_rows([tmp_path / "a.jsonl"], "gain")
-    write_rows(tmp_path / "a.jsonl", [row_of("One prompt"), row_of("one prompt", INFERIOR, labelled_by="human")][:1])
-    write_rows(tmp_path / "b.jsonl", [{**row_of("one prompt", INFERIOR), "labelled_by": "human"}])
-    rows, counts = read_training_rows([tmp_path / "*.jsonl"], "gain")
-    assert len(rows) == 2 and counts["repeats_dropped"] == 0
 
 
 @pytest.mark.parametrize(
@@ -288,11 +265,6 @@ def test_no_labelled_prompts_names_stage_2_and_the_sample(tmp_path, monkeypatch)
         finetune_bert.main([])
 
 
-def test_without_questions_it_says_how_to_make_them(tmp_path, capsys):
-    assert read_questions(tmp_path / "none.jsonl") == []
-    assert "python3 dataset_analysis/analyse_human_judgments.py" in capsys.readouterr().out
-
-
 def test_help_is_light():
     code = (
         "import sys, runpy; sys.argv = ['x', '--help']\n"
@@ -306,25 +278,3 @@ def test_help_is_light():
     )
     assert done.returncode == 0, done.stderr
     assert "--num_seeds" in done.stdout
-
-
-def test_the_tiny_tokenizer_knows_the_made_up_words():
-    assert tiny_tokenizer(HARD).backend_tokenizer.encode("zorp").tokens == ["[CLS]", "zorp", "[SEP]"]
-
-
-def test_a_grade_is_drawn_to_those_of_its_neighbours():
-    from finetuning_model.evaluation.baselines import drawn_to_neighbours
-
-    draw = np.random.default_rng(0)
-    side = np.repeat([0, 1], 40)
-    vectors = np.eye(2, 8)[side] + 0.1 * draw.normal(size=(80, 8))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    grades = np.where(side == 1, 0.9, 0.1)
-    grades[5] = 0.9  # one that contradicts its neighbours
-
-    drawn = drawn_to_neighbours(grades, vectors, 0.5)
-
-    assert drawn[5] < 0.6 and drawn[40:].min() > 0.8 and np.delete(drawn[:40], 5).max() < 0.2
-    np.testing.assert_allclose(drawn_to_neighbours(grades, vectors, 0), grades)
-    unrelated = drawn_to_neighbours(grades, vectors[draw.permutation(80)], 1.0)
-    assert np.std(unrelated) < 0.5 * np.std(grades)  # neighbours that say nothing leave the mean

@@ -1,0 +1,59 @@
+"""The rows that stage 3 reads: checked, labelled by the gain, without repeats, near duplicates in one part."""
+
+import pytest
+from made_up import made_up_rows, row_of
+
+from finetuning_model.labelled_rows import read_labelled_rows, read_questions, split_rows
+from router_data import INFERIOR, SUPERIOR, InputError, LabelledPrompt, normalise_prompt, write_rows
+
+
+def test_near_duplicates_never_straddle_the_parts():
+    rows = []
+    for i, row in enumerate(made_up_rows(120)):
+        base_row = LabelledPrompt(**{**row, "prompt": row["prompt"] + f" some more words to be long enough {i}"})
+        rows += [base_row, base_row.model_copy(update={"prompt": base_row.prompt.upper() + "!"})]
+    parts = split_rows(rows, seed=3)
+    where = {}
+    for number, part in enumerate(parts):
+        for row in part.rows:
+            assert where.setdefault(normalise_prompt(row.prompt).rstrip("!"), number) == number
+    assert sum(len(part.rows) for part in parts) == len(rows)
+    assert [len(part.rows) for part in split_rows(rows, seed=3)] == [len(part.rows) for part in parts]
+
+
+def test_outcomes_are_labelled_by_the_gain(tmp_path):
+    scores = {
+        "one answer wins": (0.0, 1.0),
+        "the cheap one wins": (1, 0),
+        "both fail": (0.0, 0.0),
+        "a fifth": (0.5, 0.7),
+    }
+    write_rows(
+        tmp_path / "o.jsonl",
+        [{"prompt": prompt, "weak_score": weak, "strong_score": strong} for prompt, (weak, strong) in scores.items()],
+    )
+    rows, counts, files = read_labelled_rows([tmp_path / "o.jsonl"])
+    assert [row.soft_label for row in rows] == pytest.approx([1 / 1.2, 0, 0, 0.5 / 0.7])
+    assert [row.label for row in rows] == [SUPERIOR, INFERIOR, INFERIOR, SUPERIOR]
+    assert counts["rows_read"] == 4 and files == [str(tmp_path / "o.jsonl")]
+
+
+def test_a_rare_label_is_named(tmp_path):
+    rows = [LabelledPrompt(**row) for row in made_up_rows(60) if row["label"] == INFERIOR]
+    with pytest.raises(InputError, match="every part needs both labels, and all .* ROUTE_TO_INFERIOR"):
+        split_rows(rows, seed=0)
+
+
+def test_two_labels_of_one_labeller_stop_it_and_two_labellers_do_not(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [row_of("One prompt"), row_of("one  PROMPT", INFERIOR)])
+    with pytest.raises(InputError, match="labelled ROUTE_TO_INFERIOR, but ROUTE_TO_SUPERIOR"):
+        read_labelled_rows([tmp_path / "a.jsonl"])
+    write_rows(tmp_path / "a.jsonl", [row_of("One prompt"), row_of("one prompt", INFERIOR, labelled_by="human")][:1])
+    write_rows(tmp_path / "b.jsonl", [{**row_of("one prompt", INFERIOR), "labelled_by": "human"}])
+    rows, counts, _ = read_labelled_rows([tmp_path / "*.jsonl"])
+    assert len(rows) == 2 and counts["repeats_dropped"] == 0
+
+
+def test_without_questions_it_says_how_to_make_them(tmp_path, capsys):
+    assert read_questions(tmp_path / "none.jsonl") == []
+    assert "python3 dataset_analysis/analyse_human_judgments.py" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""Training's parts: the recipe, frames drawn anew each epoch, batches of like length, learning rates by layer."""
+
+import argparse
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import EASY, HARD, random_bert, save_checkpoint, tiny_tokenizer
+
+from finetuning_model import training
+from finetuning_model.finetune_bert import parse_args
+from finetuning_model.frames import Frames
+from router_data import SAMPLE_FILE, InputError
+from router_model import PromptEncoder
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save_checkpoint(tmp_path / "tiny-bert", model=random_bert())
+
+
+def recipe(base, *flags: str, rows: int = 100) -> training.Recipe:
+    from conftest import ROOT
+
+    args = parse_args(["--train_files", str(ROOT / SAMPLE_FILE), "--hf_model_name", str(base), *flags])
+    return training.Recipe.resolve(args, rows)
+
+
+def test_every_default_is_resolved_and_recorded(base):
+    few, many = recipe(base), recipe(base, rows=10**6)
+    assert (few.freeze_layers, many.freeze_layers) == (1, 0)
+    assert few.knn_smoothing > 0 == many.knn_smoothing
+    assert few.max_length == 64  # what the encoder has positions for
+    assert few.base_name == "tiny-bert" and few.seeds == (0,)
+    assert None not in {value for name, value in few.as_record().items() if name != "frames_file"}
+    with pytest.raises(InputError, match="has 2 layers; --freeze_layers can't be 5"):
+        recipe(base, "--freeze_layers", "5")
+
+
+def test_flags_win_over_defaults(base):
+    chosen = recipe(base, "--freeze_layers", "0", "--knn_smoothing", "0", "--frame_share", "0", "--seed", "3")
+    assert (chosen.freeze_layers, chosen.knn_smoothing, chosen.frames_file, chosen.seeds) == (0, 0, None, (3,))
+    assert chosen.frame(["apple"]) == ["apple"]
+
+
+def framed_prompts(share: float, n: int = 200) -> training.FramedPrompts:
+    encoder = PromptEncoder(tiny_tokenizer([*EASY, *HARD, "please", "with"]).backend_tokenizer, 32)
+    frames = Frames(["please $prompt", "$prompt with the zorp"])
+    return training.FramedPrompts(["apple"] * n, np.linspace(0, 1, n), encoder, frames, share, seed=1)
+
+
+def test_a_share_of_the_prompts_stands_in_frames_drawn_anew_each_epoch():
+    rows = framed_prompts(0.5)
+    first = [tuple(row) for row in rows.ids]
+    bare = min(first, key=len)
+    assert 60 < sum(row != bare for row in first) < 140
+    rows.set_epoch(1)
+    assert [tuple(row) for row in rows.ids] != first
+    rows.set_epoch(0)
+    assert [tuple(row) for row in rows.ids] == first
+    assert rows[3]["labels"] == pytest.approx(3 / 199)
+
+
+def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():
+    lengths = [random.Random(i).randint(1, 200) for i in range(1000)]
+    rows = SimpleNamespace(ids=[[0] * length for length in lengths], set_epoch=lambda epoch: None)
+    rows.__class__.__len__ = lambda self: 1000
+    sampler = training.LengthGroupedSampler(rows, batch_size=10, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(1000)) and first != second
+    spread = [np.ptp([lengths[j] for j in first[i : i + 10]]) for i in range(0, 1000, 10)]
+    assert np.mean(spread) < 10
+
+
+def test_the_head_learns_fastest_and_norms_do_not_decay():
+    groups = training.parameter_groups(random_bert(), learning_rate=1.0, layer_decay=0.5)
+    rates = {group["lr"] for group in groups}
+    assert rates == {4.0, 1.0, 0.5, 0.25}
+    assert all((group["weight_decay"] > 0) == (group["params"][0].ndim >= 2) for group in groups)
+
+
+def test_a_bias_moves_the_superior_logit_of_every_prompt():
+    model = random_bert().eval()
+    ids = torch.tensor([[2, 8, 3], [2, 9, 3]])
+    before = model(ids).logits
+    assert training.add_logit_bias(model, 0.7) == 0.7
+    assert torch.allclose(model(ids).logits, before + torch.tensor([0.0, 0.7]), atol=1e-6)
+
+
+def test_an_encoder_that_cannot_be_had_is_named():
+    with pytest.raises(InputError, match="no-such-org/none can't be had.*--hf_model_name"):
+        training.Recipe.resolve(argparse.Namespace(hf_model_name="no-such-org/none"), 10)
