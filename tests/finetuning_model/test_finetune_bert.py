@@ -17,6 +17,7 @@ from router_data import (
     INFERIOR,
     LABELS,
     SUPERIOR,
+    InputError,
     RouterAnswer,
     label_of,
     normalise_prompt,
@@ -43,6 +44,9 @@ def question(i: int, hard: bool, shown: bool = False) -> dict:
         "difficulty_rank": i + 1,
         "in_labelling_prompt": shown,
     }
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +138,14 @@ def test_the_temperature_and_thresholds_are_in_router_json(run):
     settings = json.loads((saved / "router.json").read_text())
     assert settings["temperature"] > 0 and settings["max_length"] == 32 and settings["base_model"] == "tiny-bert"
     assert "at_most_20_percent_superior" in settings["thresholds"]
-    scores = [json.loads(line)["router_score"] for line in (saved / "validation_predictions.jsonl").open()]
+    scores = [row.router_score for row in read_rows(saved / "validation_predictions.jsonl", RouterAnswer)]
     assert np.mean(np.array(scores) >= settings["thresholds"]["at_most_20_percent_superior"]) <= 0.2
 
 
 def test_the_tradeoff_says_what_each_threshold_brings_on_the_validation_rows(run):
     saved, _, _ = run
     table = TradeoffTable.load(saved)
-    scores = np.array([json.loads(line)["router_score"] for line in (saved / "validation_predictions.jsonl").open()])
+    scores = np.array([row.router_score for row in read_rows(saved / "validation_predictions.jsonl", RouterAnswer)])
     half = table.at(0.5)
     assert table.rows == len(scores) and table.superior_share[half] == pytest.approx(np.mean(scores >= 0.5))
     assert table.quality_low[half] <= table.quality[half] <= table.quality_high[half]
@@ -165,7 +169,7 @@ def test_repeats_and_test_questions_are_dropped_and_shown_questions_not_judged(r
     saved, questions, printed = run
     assert "246 rows read, 5 repeats and 1 test questions dropped" in printed
     assert json.loads((saved / "metrics.json").read_text())["questions"]["rows"] == 10
-    trained = {json.loads(line)["prompt"] for line in (saved / "predictions.jsonl").open()}
+    trained = {json.loads(line)["prompt"] for line in (saved / "predictions.jsonl").read_text().splitlines()}
     assert not trained & {each["prompt"] for each in questions}
 
 
@@ -173,8 +177,8 @@ def test_auxiliary_rows_are_trained_on_and_never_near_a_judged_prompt(run):
     saved, _, printed = run
     judged = set()
     for name in ("predictions.jsonl", "validation_predictions.jsonl"):
-        judged |= {normalise_prompt(json.loads(line)["prompt"]) for line in (saved / name).open()}
-    auxiliary = [json.loads(line)["prompt"] for line in (saved.parents[1] / "auxiliary.jsonl").open()]
+        judged |= {normalise_prompt(json.loads(line)["prompt"]) for line in (saved / name).read_text().splitlines()}
+    auxiliary = [json.loads(line)["prompt"] for line in (saved.parents[1] / "auxiliary.jsonl").read_text().splitlines()]
     left_out = sum(normalise_prompt(prompt) in judged for prompt in auxiliary)
     counts = json.loads((saved / "run.json").read_text())["rows"]
     assert left_out > 0 and counts["auxiliary"] == len(auxiliary) - left_out
