@@ -31,6 +31,7 @@ from router_model import PromptEncoder, pad_rows
 HEAD_SPEED = 4  # the fresh head learns this much faster than the top layer
 LONG_EPOCH = 300  # steps; a longer epoch is evaluated, and can be resumed, half way too
 MANY_ROWS = 20_000  # enough to train every layer, and on the soft labels as they are
+LOSSES_PER_EVALUATION = 20  # points of the training loss in the plot
 WEIGHT_DECAY = 0.01
 KNN_SMOOTHING = 0.3
 ON_CPU = not torch.cuda.is_available()
@@ -415,7 +416,7 @@ def training_arguments(recipe: Recipe, folder: Path, rows: int, seed: int) -> Tr
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_strategy="steps",
-        logging_steps=evaluate_every,
+        logging_steps=max(1, evaluate_every // LOSSES_PER_EVALUATION),
         bf16=recipe.bf16,
         fp16=recipe.fp16,
         use_cpu=ON_CPU,
