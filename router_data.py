@@ -144,6 +144,20 @@ class RouterAnswer(BaseModel):
     )
 
 
+class ShadowedDecision(RouterAnswer):
+    """A row of the endpoint's decision log whose request both models answered (shadow mode). Unknown fields are kept.
+
+    Rows of other requests, and of a log without prompts, lack the two answers.
+    """
+
+    prompt: str = Field(description="what the user said, turn by turn")
+    inferior_answer: str = Field(description="the inferior model's answer; empty where it held no text")
+    superior_answer: str = Field(description="the superior model's answer; empty where it held no text")
+    answered_by: Literal["inferior", "superior"] | None = Field(default=None, description="whose answer the client got")
+    upstream_model: str | None = Field(default=None, description="that model's name")
+    shadow: dict | None = Field(default=None, description="how asking the other model went; `model` is its name")
+
+
 Row = TypeVar("Row", bound=BaseModel)
 Item = TypeVar("Item")
 
@@ -200,6 +214,36 @@ def near_duplicate_groups(prompts: Sequence[str], similarity: float = 0.8) -> li
         index.insert(i, signature)
     first: dict[int, int] = {}
     return [first.setdefault(groups[i], i) for i in range(len(prompts))]
+
+
+class NearDuplicateIndex:
+    """Prompts, to be asked whether another one is a near duplicate of any, as `near_duplicate_groups` understands it.
+
+    >>> "what is  the Capital of France?" in NearDuplicateIndex(["What is the capital of France?"])
+    True
+    """
+
+    def __init__(self, prompts: Iterable[str] = (), similarity: float = 0.8) -> None:
+        from datasketch import MinHash, MinHashLSH
+
+        self._index = MinHashLSH(threshold=similarity, num_perm=64)
+        self._empty = MinHash(num_perm=64)
+        self._size = 0
+        for prompt in prompts:
+            self.add(prompt)
+
+    def add(self, prompt: str) -> None:
+        """Take in a prompt."""
+        self._index.insert(self._size, self._signature(prompt), check_duplication=False)
+        self._size += 1
+
+    def __contains__(self, prompt: str) -> bool:
+        return bool(self._index.query(self._signature(prompt)))
+
+    def _signature(self, prompt: str):
+        signature = self._empty.copy()
+        signature.update_batch(shingles(prompt))
+        return signature
 
 
 def shingles(prompt: str, size: int = 5) -> list[bytes]:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel
 
-from router_data import LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer, run_script
+from router_data import LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer, ShadowedDecision, run_script
 
 STAGES = ("dataset_analysis", "create_dataset", "finetuning_model", "inference")
 SCHEMA_INTRODUCTION = """\
@@ -36,11 +36,12 @@ What each program says with `--help`; made by `make docs`.
 def schema_document() -> str:
     """row_schema.md: a table of fields for each kind of row."""
     parts = [SCHEMA_INTRODUCTION]
-    for model in (LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer):
-        inherited = set(LabelledPrompt.model_fields) if model is LabelledQuestion else set()
+    for model in (LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer, ShadowedDecision):
+        parent = model.__bases__[0]
+        inherited = set(parent.model_fields) if parent is not BaseModel else set()
         lines = [f"## {model.__name__}", "", (model.__doc__ or "").strip(), ""]
         if inherited:
-            lines += ["The fields of LabelledPrompt, and:", ""]
+            lines += [f"The fields of {parent.__name__}, and:", ""]
         lines += ["| field | type | meaning |", "|---|---|---|"]
         lines += [row for name, row in field_rows(model) if name not in inherited]
         parts.append("\n".join(lines) + "\n")
