@@ -145,7 +145,7 @@ def folder_sink(output: str) -> Any:
             return counts, problems
 
         def on_write_complete(self, write_result: Any) -> None:
-            self.counts = sum((counts for counts, _ in write_result.write_returns), Counter())
+            self.counts: Counter = sum((counts for counts, _ in write_result.write_returns), Counter())
             self.problems = [problem for _, problems in write_result.write_returns for problem in problems]
 
     return FolderSink()

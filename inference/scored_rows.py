@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from prompt_files import Record, Report, prompt_in
 from router_data import InputError
-from router_model import Decision, Prompt, Router
+from router_model import Decision, Router
 
 # What a scored row has beside its own columns; a column of its own by one of these names is written over
 ANSWER_FIELDS = (
@@ -35,9 +35,9 @@ def score_rows(
     ]
 
 
-def read_prompts(records: Sequence[Record], column: str | None, bad_row: Report) -> list[Prompt | None]:
+def read_prompts(records: Sequence[Record], column: str | None, bad_row: Report) -> list[str | list[dict] | None]:
     """The prompt of each row; None where it is blank, and where it can't be read, of which `bad_row` is told."""
-    prompts: list[Prompt | None] = []
+    prompts: list[str | list[dict] | None] = []
     for record in records:
         try:
             prompts.append(prompt_in(record.fields, column))

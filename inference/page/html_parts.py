@@ -1,20 +1,18 @@
-"""The pieces of HTML and SVG that the page shows. Whatever came from a user passes through `safe`."""
+"""The pieces of HTML that the page shows. Whatever came from a user passes through `safe`."""
 
 import html
+import zlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from finetuning_model.choose_threshold import Tradeoff
-from inference.page.explain import Neighbour, Span
-from router_data import INFERIOR, SUPERIOR, label_of
+from inference.page.explain import Span
+from inference.page.neighbours import Neighbour
+from router_data import INFERIOR, TIER_NAMES, label_of
 from router_model import Decision
 
-NAMES = {INFERIOR: "inferior", SUPERIOR: "superior"}
-LONGEST_PIECE = 300
-LEAST_SHOWN = 0.0005  # of probability; less is 0.000 as it is written
-BINS = 20
+MAX_PIECE = 300
+MIN_SHOWN = 0.0005  # of probability; less would read as +0.000
 PUNCTUATION = ".,;:!?()\"'"
+STRENGTHS = {"strongly": 0.5, "clearly": 0.2, "a little": 0.0}  # from this share of the strongest word's effect on
 
 
 def safe(text: str) -> str:
@@ -22,13 +20,36 @@ def safe(text: str) -> str:
     return html.escape(text).translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})
 
 
-def shortened(text: str, characters: int = LONGEST_PIECE) -> str:
+def shortened(text: str, characters: int = MAX_PIECE) -> str:
     """The beginning of a longer text, up to a word's end where it has one."""
     return text if len(text) <= characters else f"{text[: characters + 1].rpartition(' ')[0] or text[:characters]} …"
 
 
 def signed(number: float) -> str:
+    """A change of probability, with a real minus sign."""
     return f"{number:+.3f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share in percent with one decimal; what would round to 0% or 100% says that it is not."""
+    if 0 < share < 0.0005:
+        return "< 0.1%"
+    if 0.9995 <= share < 1:
+        return "> 99.9%"
+    return f"{share:.1%}"
+
+
+def dollars(amount: float) -> str:
+    """An amount of US dollars, small ones to two digits that mean something."""
+    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.2g}"
+
+
+def cost_change(cost: float, alone: float) -> str:
+    """A cost beside that of the superior model alone."""
+    if not alone:
+        return ""
+    change = cost / alone - 1
+    return f"{-change:.0%} less than {dollars(alone)}" if change <= 0 else f"{change:.0%} more than {dollars(alone)}"
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -36,77 +57,115 @@ def message(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}">{safe(text)}</p>'
 
 
-def header(checkpoint: str, details: str) -> str:
+def checksum(text: str) -> int:
+    """By which the page's script tells whether a card is about the text in the box (CRC-32 of its UTF-8)."""
+    return zlib.crc32(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())
+
+
+def header() -> str:
+    """The page's title."""
     return (
-        "<header><h1>LLM router</h1><p>Does a prompt need the expensive model, or will the cheap one do?</p>"
-        f'<p class="checkpoint"><code>{safe(checkpoint)}</code> <span>{safe(details)}</span></p></header>'
+        "<header><h1>LLM router</h1><p>Does a prompt need the expensive superior model, or will the cheap inferior one "
+        "do?</p></header>"
     )
 
 
-def decision_card(decision: Decision, money: str, notes: Sequence[str]) -> str:
-    p = decision.router_score
-    name = NAMES[decision.router_label]
+def decision_card(prompt: str, decision: Decision, money: str, notes: Sequence[str], beside: str = "") -> str:
+    """The two probabilities, the decision in words, and what should make one doubt it.
+
+    Args:
+        prompt: what was decided on.
+        decision: the router's.
+        money: what such prompts cost.
+        notes: reasons for doubt.
+        beside: how it compares with the prompt that was kept for comparison.
+    """
+    superior, threshold = decision.router_score, decision.threshold
+    name = TIER_NAMES[decision.router_label]
     verdict = "The inferior model will do" if decision.router_label == INFERIOR else "This needs the superior model"
-    probabilities = "".join(
-        f'<div class="{NAMES[label]}" data-label="{label}"><dt>{label}</dt><dd>{value:.3f}</dd></div>'
-        for label, value in ((INFERIOR, 1 - p), (SUPERIOR, p))
-    )
+    if decision.router_label != label_of(superior, threshold):
+        verdict = f"Sent to the {name} model, whatever the score"
+    inferior_text, superior_text, threshold_text = percent(1 - superior), percent(superior), percent(threshold)
+    mark = 1 - threshold  # the superior part grows from the right and reaches the mark at the threshold
     return (
-        f'<section class="card {name}" data-decision="{decision.router_label}"><h2>{verdict}</h2>'
-        f'<div class="bar" role="img" aria-label="Superior probability {p:.3f}, threshold {decision.threshold:.3f}">'
-        f'<div class="fill" style="width:{p:.2%}"></div>'
-        f'<div class="mark" style="left:{decision.threshold:.2%}"></div></div>'
-        f'<dl class="probabilities">{probabilities}</dl>'
-        f'<p class="money">Superior from {decision.threshold:.3f} on. {safe(money)}</p>'
+        f'<section class="card {name}" data-decision="{decision.router_label}" data-score="{superior:.6f}" '
+        f'data-threshold="{threshold:.6f}" data-checksum="{checksum(prompt)}">'
+        f'<p class="probabilities"><span class="inferior">Inferior <b>{safe(inferior_text)}</b></span>'
+        f'<span class="superior">Superior <b>{safe(superior_text)}</b></span></p>'
+        f'<div class="bar" role="img" aria-label="Inferior {safe(inferior_text)}, superior {safe(superior_text)}; the '
+        f'superior model is asked from {safe(threshold_text)} on">'
+        f'<div class="part inferior" style="width:{1 - superior:.4%}"></div>'
+        f'<div class="part superior" style="width:{superior:.4%}"></div>'
+        f'<div class="mark" style="left:{mark:.4%}"></div></div>'
+        f'<p class="scale"><span style="--at:{mark:.4%}">threshold {safe(threshold_text)}</span></p>'
+        f"<h2>{verdict}</h2>"
+        f'<p class="money">{safe(f"{beside} {money}".strip())}</p>'
         f"{''.join(message(note, 'warning') for note in notes)}</section>"
     )
 
 
+def kept_card(prompt: str, decision: Decision) -> str:
+    """The prompt that was kept for comparison, with its probabilities."""
+    superior, name = decision.router_score, TIER_NAMES[decision.router_label]
+    return (
+        f'<section class="card kept {name}"><h3 class="title">Kept for comparison</h3>'
+        f'<p class="quoted" dir="auto">{safe(shortened(prompt))}</p>'
+        f'<p class="probabilities"><span class="inferior">Inferior <b>{safe(percent(1 - superior))}</b></span>'
+        f'<span class="superior">Superior <b>{safe(percent(superior))}</b></span></p>'
+        f'<div class="bar" aria-hidden="true"><div class="part inferior" style="width:{1 - superior:.4%}"></div>'
+        f'<div class="part superior" style="width:{superior:.4%}"></div></div></section>'
+    )
+
+
 def empty_card() -> str:
+    """The card before there is a prompt."""
     return (
         '<section class="card"><h2>Which model does a prompt need?</h2><p>Type one, or choose an example.</p></section>'
     )
 
 
-def words_html(spans: Sequence[Span]) -> str:
-    """The prompt in colours, then the same in words for those who do not see them."""
+def highlighted(spans: Sequence[Span]) -> list[tuple[str, str | None]]:
+    """The prompt's pieces for `gr.HighlightedText`, each with the side it pushes to and how strongly."""
     strongest = max((abs(span.log_odds) for span in spans), default=0)
     scale = max(strongest, 0.5)  # where nothing matters much, nothing is coloured strongly
-    pieces = []
-    for span in spans:
-        text = safe(shortened(span.text))
-        if not span.log_odds:
-            pieces.append(text)
-            continue
-        side = "superior" if span.log_odds > 0 else "inferior"
-        pieces.append(
-            f'<mark class="{side}" style="--strength:{abs(span.log_odds) / scale:.0%}" '
-            f'data-effect="{span.log_odds:.3f}" title="{signed(span.probability)} superior probability">{text}</mark>'
-        )
-    title = '<h3 class="title">Why: what each word adds</h3>'
-    return f'{title}<p class="words">{"".join(pieces)}</p>{_strongest(spans, 1)}{_strongest(spans, -1)}'
+    return [(shortened(span.text), _category(span, scale)) for span in spans]
+
+
+def _category(span: Span, scale: float) -> str | None:
+    if not span.log_odds or abs(span.probability) < MIN_SHOWN or not span.text.strip():
+        return None
+    share = abs(span.log_odds) / scale
+    strength = next(name for name, least in STRENGTHS.items() if share >= least)
+    return f"{strength} {'superior' if span.log_odds > 0 else 'inferior'}"
+
+
+def pushes(spans: Sequence[Span]) -> str:
+    """The words that push most to either side, for those who do not see the colours."""
+    return _strongest(spans, 1) + _strongest(spans, -1)
 
 
 def _strongest(spans: Sequence[Span], sign: int, most: int = 3) -> str:
-    pushing = (span for span in spans if sign * span.log_odds > 0 and abs(span.probability) >= LEAST_SHOWN)
+    pushing = (span for span in spans if sign * span.log_odds > 0 and abs(span.probability) >= MIN_SHOWN)
     ranked = sorted(pushing, key=lambda span: -sign * span.log_odds)
     side = "superior" if sign > 0 else "inferior"
     if not ranked:
         return f'<p class="push {side}"><b>Towards {side}</b>: next to nothing</p>'
     words = ", ".join(
-        f"{safe(shortened(span.text.strip(PUNCTUATION) or span.text, 40))} ({signed(span.probability)})"
+        f"<bdi>{safe(shortened(span.text.strip(PUNCTUATION) or span.text, 40))}</bdi> "
+        f"<bdi>({signed(span.probability)})</bdi>"
         for span in ranked[:most]
     )
     return f'<p class="push {side}"><b>Towards {side}</b>: {words}</p>'
 
 
 def neighbours_html(neighbours: Sequence[Neighbour]) -> str:
+    """The nearest labelled prompts with their labels."""
     title = '<h3 class="title">The nearest labelled prompts</h3>'
     if not neighbours:
         return title + message("None is much like this one.")
     items = "".join(
-        f'<li><span class="tag {NAMES[near.label]}">{NAMES[near.label]}</span> '
-        f"{safe(shortened(near.prompt, 180))} <small>{near.similarity:.0%} alike</small></li>"
+        f'<li class="{TIER_NAMES[near.label]}"><span class="tag">{TIER_NAMES[near.label]}</span> '
+        f"<bdi>{safe(shortened(near.prompt, 180))}</bdi> <small><bdi>{near.similarity:.0%} alike</bdi></small></li>"
         for near in neighbours
     )
     return f'{title}<ul class="neighbours">{items}</ul>'
@@ -121,39 +180,14 @@ def stats_html(stats: Sequence[tuple[str, str, str]]) -> str:
     return f'<dl class="stats">{tiles}</dl>'
 
 
-def curve_svg(curve: Tradeoff, share: float, quality: float) -> str:
-    """Quality kept against the share sent to the superior model, with the threshold's place on it and random's line."""
-    low = float(curve.quality.min())
-    span = max(1 - low, 1e-9)
-    x, y = lambda value: 34 + 256 * value, lambda value: 12 + 96 * (1 - (value - low) / span)
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(curve.superior_share, curve.quality, strict=True))
-    return (
-        '<svg class="chart" viewBox="0 0 300 132" role="img" aria-label="Quality kept against the share sent to the '
-        f'superior model; now {share:.0%} sent and {quality:.1%} kept">'
-        f'<line class="axis" x1="34" y1="108" x2="290" y2="108"/>'
-        f'<line class="random" x1="34" y1="{y(low):.1f}" x2="290" y2="12"/>'
-        f'<polyline class="curve" points="{points}"/>'
-        f'<circle class="here" cx="{x(share):.1f}" cy="{y(quality):.1f}" r="5"/>'
-        f'<text x="30" y="16" text-anchor="end">100%</text><text x="30" y="111" text-anchor="end">{low:.0%}</text>'
-        '<text x="34" y="124">none superior</text><text x="290" y="124" text-anchor="end">all superior</text>'
-        '<text x="206" y="84" class="faint">dashed: at random</text></svg>'
-    )
+def list_html(title: str, items: Sequence[str]) -> str:
+    """A short list under a title; nothing where it is empty."""
+    if not items:
+        return ""
+    return f'<h3 class="title">{safe(title)}</h3><ul class="plain">{"".join(f"<li>{safe(i)}</li>" for i in items)}</ul>'
 
 
-def histogram_svg(scores: np.ndarray, threshold: float) -> str:
-    """How many prompts got which probability, coloured by where they go."""
-    counts, edges = np.histogram(scores, bins=BINS, range=(0, 1))
-    bars = "".join(
-        f'<rect class="{NAMES[label_of((a + b) / 2, threshold)]}" x="{10 + 280 * a:.1f}" width="{280 / BINS - 2:.1f}" '
-        f'y="{108 - 94 * n / counts.max():.1f}" height="{94 * n / counts.max():.1f}">'
-        f"<title>{n:,} prompts from {a:.2f} to {b:.2f}</title></rect>"
-        for n, a, b in zip(counts, edges, edges[1:], strict=False)
-    )
-    mark = 10 + 280 * threshold
-    return (
-        '<svg class="chart" viewBox="0 0 300 126" role="img" aria-label="Histogram of the superior probabilities; '
-        f'{(scores >= threshold).mean():.0%} reach the threshold">{bars}<line class="axis" x1="10" y1="108" x2="290" '
-        f'y2="108"/><line class="threshold" x1="{mark:.1f}" y1="8" x2="{mark:.1f}" y2="108"/>'
-        '<text x="10" y="121">0</text><text x="150" y="121" text-anchor="middle">superior probability</text>'
-        '<text x="290" y="121" text-anchor="end">1</text></svg>'
-    )
+def table_html(caption: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one pair a line."""
+    body = "".join(f'<tr><th scope="row">{safe(name)}</th><td>{safe(value)}</td></tr>' for name, value in rows)
+    return f'<table class="facts"><caption>{safe(caption)}</caption><tbody>{body}</tbody></table>'

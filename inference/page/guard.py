@@ -1,0 +1,120 @@
+"""Who may use the page: names it answers to, requests that count as local, and logins that are guessed slowly.
+
+While the page is bound to a loopback address, any web page that the user visits could reach it by DNS rebinding, or
+upload to it across origins. So only requests to a loopback name, or to one that --allowed_hosts names, are answered.
+"""
+
+import asyncio
+import ipaddress
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from router_data import printable
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+FORWARDING_HEADERS = (
+    "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "cf-connecting-ip",
+    "true-client-ip",
+)  # fmt: skip
+FIRST_DELAY, MAX_DELAY = 1.0, 30.0  # seconds before a login after one that failed; doubled with each
+MAX_ADDRESSES = 10_000  # whose failed logins are remembered
+
+Scope = MutableMapping[str, Any]
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header or of an origin, in lower case, without port and brackets; "" where it is malformed."""
+    try:
+        return urlsplit(f"//{host.strip()}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address or a name is that of this machine alone."""
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def is_local_request(headers: Mapping[str, str], client: str | None) -> bool:
+    """Whether a request comes straight from this machine: no proxy in between, and to one of its own names."""
+    if any(name in headers for name in FORWARDING_HEADERS):
+        return False
+    return client is not None and is_loopback(client) and is_loopback(host_name(headers.get("host", "")))
+
+
+class Guard:
+    """ASGI middleware: refuses foreign hosts and origins, and slows down who guesses the login.
+
+    Args:
+        app: the application behind it.
+        hosts: the names that are answered; None answers to any.
+    """
+
+    def __init__(self, app: Any, hosts: Iterable[str] | None) -> None:
+        self.app = app
+        self.hosts = None if hosts is None else {host_name(name) or name.lower() for name in hosts}
+        self._failures: dict[str, int] = {}
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Answer or pass on a request or a websocket."""
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        problem = self.fault(headers)
+        if problem:
+            return await refuse(scope, send, problem)
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login"):
+            return await self.log_in(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    def fault(self, headers: Mapping[str, str]) -> str | None:
+        """Why a request is refused; None where it is answered."""
+        if self.hosts is None:
+            return None
+        if host_name(headers.get("host", "")) not in self.hosts:
+            return "this page answers to local names only; name others with --allowed_hosts"
+        origin = headers.get("origin")
+        if origin is not None and host_name(urlsplit(origin).netloc) not in self.hosts:
+            return "another web page may not use this one"
+        return None
+
+    async def log_in(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Pass a login on, after a pause where the address has failed before; one at a time for each address."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        async with self._turns[address]:
+            failures = self._failures.get(address, 0)
+            if failures:
+                await asyncio.sleep(min(MAX_DELAY, FIRST_DELAY * 2 ** (failures - 1)))
+            status = 0
+
+            async def watched(message: Any) -> None:
+                nonlocal status
+                status = message.get("status", status)
+                await send(message)
+
+            await self.app(scope, receive, watched)
+            if status < 400:
+                self._failures.pop(address, None)
+                return
+            if len(self._failures) >= MAX_ADDRESSES:
+                self._failures.clear()
+            self._failures[address] = failures + 1
+            print(f"login failed, {failures + 1} in a row from {printable(address)}", file=sys.stderr, flush=True)
+
+
+async def refuse(scope: Scope, send: Any, problem: str) -> None:
+    """Answer with status 421, or close a websocket before it opens."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": problem})
+        return
+    text = problem.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": 421, "headers": headers})
+    await send({"type": "http.response.body", "body": text})

@@ -1,0 +1,519 @@
+"""The page in a browser: what a visitor sees and does, at a desk and on a phone, and with no mouse."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from openai_server import OpenAIServer, stream_of
+
+from inference.page.answers import Page
+from inference.page.both_models import BothModels
+from inference.page.checkpoints import Checkpoints
+from inference.page.layout import EXAMPLES, Services
+from inference.run_gradio_model import launch
+from router_data import INFERIOR, SUPERIOR, Outcome, read_rows
+from router_model import Router
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PATIENCE = 60_000  # milliseconds
+EASY_PROMPT = "please open the door with apple and bread"
+HARD_PROMPT = "please open the zorp with apple and bread"
+ARABIC = "ما هي عاصمة فرنسا؟ وكم عدد سكانها (تقريبًا)؟"
+HOSTILE = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'></p></section><b id=injected>x</b>"
+    " {{this}} {{{constructor}}} ${window.hacked = 1} `${window.hacked = 1}` \\u003cb\\u003e"
+)
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+class Served:
+    """A page that is being served."""
+
+    def __init__(self, router, feedback_file: Path, **services) -> None:
+        self.feedback_file = feedback_file
+        page = Page(router, feedback_file=feedback_file)
+        page.labelled.index()
+        self.blocks, self.url, _ = launch(Services(Checkpoints(page), **services))
+
+    def close(self) -> None:
+        self.blocks.close()
+
+
+@pytest.fixture(scope="module")
+def served(router, tmp_path_factory):
+    page = Served(router, tmp_path_factory.mktemp("final-datasets") / "router_dataset_labelled-human-feedback.jsonl")
+    yield page
+    page.close()
+
+
+def new_tab(chromium, url: str, problems: list, viewport=None, scheme="light"):
+    """A tab with the page, which notes what is asked of other hosts and which scripts fail."""
+    context = chromium.new_context(viewport=viewport or DESK, color_scheme=scheme)
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    tab.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or problems.append(request.url))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+    tab.goto(url)
+    tab.wait_for_selector("#decision .card")
+    tab.wait_for_function("window.routerPage && document.querySelector('#prompt textarea').dir === 'auto'")
+    return tab
+
+
+@pytest.fixture
+def tab(served, chromium):
+    problems: list[str] = []
+    tab = new_tab(chromium, served.url, problems)
+    yield tab
+    tab.context.close()
+    assert problems == []
+
+
+def ask(tab, prompt: str) -> dict[str, str]:
+    """Type a prompt and read both probabilities off the page."""
+    tab.fill("#prompt textarea", prompt)
+    tab.wait_for_function("document.querySelector('#decision .card.stale') === null")
+    tab.wait_for_selector("#decision .card[data-decision]")
+    parts = tab.locator("#decision .probabilities span").all()
+    return {part.get_attribute("class"): part.locator("b").inner_text() for part in parts}
+
+
+def explain(tab) -> None:
+    tab.click("#explain")
+    tab.wait_for_selector("#pushes .push")
+
+
+def set_threshold(tab, value: float) -> None:
+    box = tab.locator("#threshold input[type=number]")
+    box.fill(str(value))
+    box.press("Enter")
+    box.blur()
+
+
+def wait_for_text(tab, selector: str, text: str) -> None:
+    tab.wait_for_function(
+        "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)", arg=[selector, text]
+    )
+
+
+def test_the_decision_follows_the_typing_and_is_explained_on_demand(tab, router):
+    assert tab.locator("#explain").is_disabled() and tab.locator("#right").is_disabled()
+    easy = ask(tab, EASY_PROMPT)
+    assert "inferior model will do" in tab.inner_text("#decision h2")
+    hard = ask(tab, HARD_PROMPT)
+    assert "needs the superior model" in tab.inner_text("#decision h2")
+    for shown, score in zip((easy, hard), router.score([EASY_PROMPT, HARD_PROMPT]), strict=True):
+        assert shown == {"inferior": f"{1 - score:.1%}", "superior": f"{score:.1%}"}
+    widths = [part.bounding_box()["width"] for part in tab.locator("#decision .bar .part").all()]
+    assert widths[1] / sum(widths) == pytest.approx(router.score([HARD_PROMPT])[0], abs=0.01)
+
+    explain(tab)
+    assert "Towards superior: zorp (+0." in tab.inner_text("#pushes")
+    assert "zorp" in tab.inner_text("#words") and "inferior please open the door" in tab.inner_text("#near")
+    tab.focus("#prompt textarea")
+    tab.keyboard.press("End")
+    tab.keyboard.type(" door")  # the explanation is out of date at once, the decision follows
+    tab.wait_for_selector("#pushes .push", state="detached")
+    tab.keyboard.press("Control+Enter")
+    tab.wait_for_selector("#pushes .push")
+    assert tab.inner_text("#words").rstrip().endswith("door")
+
+
+def test_an_example_is_whole_and_runs(tab):
+    buttons = tab.locator("#examples button")
+    assert [button.inner_text() for button in buttons.all()] == EXAMPLES
+    buttons.first.click()
+    tab.wait_for_selector("#pushes .push")
+    assert tab.input_value("#prompt textarea") == EXAMPLES[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [(HOSTILE, ""), ("🙂🙂🙂", "cannot read"), ("bread " * 175_000, "1,050,000 characters")],
+    ids=["html", "emoji", "megabyte"],
+)
+def test_strange_prompts(tab, prompt, note):
+    ask(tab, prompt)
+    explain(tab)
+    assert note in tab.inner_text("#decision")
+    assert tab.evaluate("window.hacked") is None
+    assert tab.locator("#injected, #decision img, #words img").count() == 0
+    if prompt is HOSTILE:
+        words = tab.inner_text("#words").replace("\n", "")
+        assert "window.hacked" in words and "{{this}}" in words
+
+
+def test_a_blank_prompt_is_no_decision(tab):
+    ask(tab, EASY_PROMPT)
+    tab.fill("#prompt textarea", "  \n ")
+    tab.wait_for_selector("#decision .card:not([data-decision])")
+    assert tab.locator("#explain").is_disabled()
+
+
+def test_an_old_decision_is_dimmed_and_a_lost_server_is_named(router, chromium, tmp_path):
+    served = Served(router, tmp_path / "feedback.jsonl")
+    problems: list[str] = []
+    tab = new_tab(chromium, served.url, problems)
+    ask(tab, HARD_PROMPT)
+    served.close()
+    tab.fill("#prompt textarea", "hi")
+    tab.wait_for_selector("#decision .card.stale")
+    wait_for_text(tab, "#connection", "The router cannot be reached")
+    assert tab.locator("#decision .card.stale").count() == 1
+    tab.context.close()
+
+
+def test_the_threshold_moves_the_decision_and_the_figures(tab):
+    ask(tab, EASY_PROMPT)
+    set_threshold(tab, 0)
+    tab.wait_for_selector(f"#decision [data-decision={SUPERIOR}]")
+    wait_for_text(tab, "#figures", "$8.00")
+    assert "100%" in tab.inner_text("#figures")
+    assert tab.locator("#presets input").input_value() == "custom"
+    set_threshold(tab, 0.5)
+    tab.wait_for_selector(f"#decision [data-decision={INFERIOR}]")
+    wait_for_text(tab, "#figures", "$4.20")
+
+    tab.locator("#threshold input[type=range]").focus()
+    tab.keyboard.press("ArrowRight")
+    wait_for_text(tab, "#decision", "threshold 50.1%")
+    tab.get_by_label("Thresholds that meet a target").click()
+    tab.get_by_role("option", name="at most 10% superior (95.0%)").click()
+    wait_for_text(tab, "#decision", "threshold 95.0%")
+    wait_for_text(tab, "#figures", "$1.16")
+    assert tab.locator("#presets input").input_value() == "at most 10% superior (95.0%)"
+
+    tab.get_by_role("button", name="Prices").click()
+    tab.get_by_label("Inferior model, $ per million tokens").fill("20")
+    wait_for_text(tab, "#figures", "90% more than $8.00")
+
+
+@pytest.mark.parametrize(("typed", "shown"), [(7, "threshold 100.0%"), (-1, "threshold 0.0%")])
+def test_an_impossible_threshold_is_put_right(tab, typed, shown):
+    ask(tab, EASY_PROMPT)
+    set_threshold(tab, typed)
+    wait_for_text(tab, "#decision", shown)
+    assert tab.locator(".toast-body.error").count() == 0
+
+
+def test_two_prompts_side_by_side(tab):
+    ask(tab, EASY_PROMPT)
+    tab.click("#keep")
+    wait_for_text(tab, "#kept", "Kept for comparison")
+    ask(tab, HARD_PROMPT)
+    wait_for_text(tab, "#decision", "percentage points against the prompt kept")
+    assert EASY_PROMPT in tab.inner_text("#kept")
+    tab.get_by_role("button", name="Stop comparing").click()
+    tab.wait_for_selector("#kept .kept", state="hidden")
+
+
+def test_the_history_is_kept_over_a_reload_and_exported(tab, router):
+    ask(tab, EASY_PROMPT)
+    explain(tab)
+    ask(tab, HARD_PROMPT)
+    explain(tab)
+    tab.wait_for_function("JSON.parse(localStorage['router-page-history']).length === 2")
+    tab.reload()
+    tab.wait_for_selector(f"#decision .card[data-decision={SUPERIOR}]")  # the text came back, and was decided anew
+    assert tab.input_value("#prompt textarea") == HARD_PROMPT
+    tab.get_by_role("tab", name="History").click()
+    tab.get_by_role("gridcell", name=EASY_PROMPT).or_(
+        tab.locator(f"#history td:has-text('{EASY_PROMPT}')")
+    ).first.click()
+    tab.wait_for_function(f"document.querySelector('#prompt textarea').value === {json.dumps(EASY_PROMPT)}")
+    tab.get_by_role("tab", name="History").click()
+    with tab.expect_download() as download:
+        tab.click("#export")
+    rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert {row["prompt"]: row["router_label"] for row in rows} == {EASY_PROMPT: INFERIOR, HARD_PROMPT: SUPERIOR}
+    assert {row["threshold"] for row in rows} == {0.5}
+
+
+def test_the_snippets_answer_as_the_page_does(tab, served, router):
+    prompt = 'what\'s a "zorp" with $HOME `x`'
+    ask(tab, prompt)
+    tab.get_by_role("button", name="Use it from code").click()
+    tab.wait_for_selector("#code .cm-content")
+    score = router.score([prompt])[0]
+    snippets = tab.evaluate("(prompt) => routerPage.snippets(prompt, 0.5)", prompt)
+    done = subprocess.run(["bash", "-c", snippets[0]], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["data"][0]["superior_probability"] == pytest.approx(score, abs=1e-6)
+    done = subprocess.run([sys.executable, "-c", snippets[1]], capture_output=True, text=True, timeout=120)
+    assert f"superior {score:.6f}".rstrip("0") in done.stdout
+    compile(snippets[2], "snippet", "exec")
+    assert 'model="router-0.5"' in snippets[2]
+
+
+def test_a_file_is_scored_sorted_and_downloaded(tab, tmp_path):
+    rows = [{"prompt": f"{HARD_PROMPT if i % 4 == 0 else EASY_PROMPT} {i}", "id": i} for i in range(400)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"pro\n')
+    tab.get_by_role("tab", name="A file").click()
+    tab.set_input_files("#file input[type=file]", tmp_path / "many.jsonl")
+    tab.wait_for_selector("#summary .stats")
+    summary = tab.inner_text("#summary")
+    assert "400" in summary and "25%" in summary and "100 prompts" in summary and "line 401: not JSON" in summary
+    tab.wait_for_selector("#rows td")
+    with tab.expect_download() as download:
+        tab.click("#download")
+    assert download.value.suggested_filename == "many-scored.jsonl"
+    written = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert [row["id"] for row in written] == list(range(400))
+    assert [row["router_label"] for row in written[:4]] == [SUPERIOR, INFERIOR, INFERIOR, INFERIOR]
+    set_threshold(tab, 0)
+    wait_for_text(tab, "#summary", "100%")
+    with tab.expect_download() as download:
+        tab.click("#download")
+    assert json.loads(Path(download.value.path()).read_text().splitlines()[1])["router_label"] == SUPERIOR
+
+
+def test_the_column_of_a_file_is_chosen(tab, tmp_path):
+    (tmp_path / "a.csv").write_text(f"id;frage\n1;{HARD_PROMPT}\n2;{EASY_PROMPT}\n")
+    tab.get_by_role("tab", name="A file").click()
+    tab.set_input_files("#file input[type=file]", tmp_path / "a.csv")
+    wait_for_text(tab, "#status", "Which column holds the prompts?")
+    tab.get_by_label("Column with the prompts").click()
+    tab.get_by_role("option", name="frage").click()
+    wait_for_text(tab, "#summary", "CSV with semicolons")
+
+
+def test_a_bad_file_is_named_in_one_line(tab, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('<img src=x onerror="window.hacked=1">\n')
+    tab.get_by_role("tab", name="A file").click()
+    tab.set_input_files("#file input[type=file]", tmp_path / "bad.jsonl")
+    wait_for_text(tab, "#status", "line 1: not JSON")
+    assert not tab.locator("#download").is_visible() and tab.evaluate("window.hacked") is None
+
+
+def test_work_on_a_file_ends_with_stop_and_when_the_browser_goes(router, chromium, tmp_path, monkeypatch):
+    scored = []
+    decide = Router.decide
+    monkeypatch.setattr(
+        Router,
+        "decide",
+        lambda self, prompts, *more: (
+            time.sleep(0.2 if len(prompts) > 1 else 0),
+            scored.append(len(prompts)),
+            decide(self, prompts, *more),
+        )[2],
+    )
+    served = Served(router, tmp_path / "feedback.jsonl")
+    (tmp_path / "many.txt").write_text("\n".join(f"{EASY_PROMPT} {i}" for i in range(100_000)))
+    for ending in ("stop", "leave"):
+        tab = new_tab(chromium, served.url, [])
+        tab.get_by_role("tab", name="A file").click()
+        tab.set_input_files("#file input[type=file]", tmp_path / "many.txt")
+        wait_for_text(tab, "#status", "of 100,000 prompts scored")
+        if ending == "stop":
+            tab.click("#cancel")
+            wait_for_text(tab, "#status", "Stopped")
+        tab.context.close()
+        deadline = time.monotonic() + 30
+        before = -1
+        while len(scored) != before and time.monotonic() < deadline:
+            before = len(scored)
+            time.sleep(3)
+        assert len(scored) == before < 390, ending
+        scored.clear()
+    served.close()
+
+
+def test_feedback_becomes_a_row(tab, served):
+    ask(tab, HARD_PROMPT)
+    tab.get_by_role("button", name="Wrong").click()
+    wait_for_text(tab, "#noted", "Noted as inferior")
+    row = list(read_rows(served.feedback_file))[-1]
+    assert (row.prompt, row.label, row.labelled_by) == (HARD_PROMPT, INFERIOR, "human")
+    ask(tab, EASY_PROMPT)
+    tab.wait_for_selector("#noted .note", state="detached")
+    tab.get_by_role("button", name="Right").click()
+    wait_for_text(tab, "#noted", "Noted as inferior")
+    assert [row.label for row in read_rows(served.feedback_file)] == [INFERIOR, INFERIOR]
+
+
+def test_both_models_answer_and_a_vote_is_stored(router, chromium, tmp_path, monkeypatch):
+    with OpenAIServer(lambda prompt, nth, body: stream_of(f"{body['model']} answers")) as server:
+        for name in ("INFERIOR", "SUPERIOR"):
+            monkeypatch.setenv(f"{name}_MODEL", f"{name.lower()}-m")
+            monkeypatch.setenv(f"{name}_BASE_URL", server.url)
+            monkeypatch.setenv(f"{name}_API_KEY", "k")
+        both = BothModels.from_environment(tmp_path / "votes.jsonl")
+        served = Served(router, tmp_path / "feedback.jsonl", both_models=both)
+        problems: list[str] = []
+        tab = new_tab(chromium, served.url, problems)
+        ask(tab, HARD_PROMPT)
+        tab.click("#ask_both")
+        tab.wait_for_function(
+            "[...document.querySelectorAll('#both textarea')].map(a => a.value.trim()).join() "
+            "=== 'inferior-m answers,superior-m answers'"
+        )
+        tab.get_by_role("button", name="Right is clearly better").click()
+        wait_for_text(tab, "#voted", "Noted")
+        tab.context.close()
+        served.close()
+        assert problems == []
+    (row,) = read_rows(tmp_path / "votes.jsonl", Outcome)
+    assert (row.prompt, row.weak_score, row.strong_score) == (HARD_PROMPT, 0, 1)
+
+
+def test_no_feedback_buttons_where_it_is_off(router, chromium, tmp_path):
+    served = Served(router, tmp_path / "feedback.jsonl", feedback=False)
+    tab = new_tab(chromium, served.url, [])
+    assert tab.get_by_role("button", name="Wrong").count() == 0
+    tab.context.close()
+    served.close()
+
+
+def test_a_forwarded_request_writes_no_row_and_sees_no_labelled_prompt(served, chromium):
+    context = chromium.new_context(extra_http_headers={"X-Forwarded-For": "8.8.8.8"})
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    tab.goto(served.url)
+    tab.wait_for_selector("#decision .card")
+    before = served.feedback_file.read_bytes() if served.feedback_file.exists() else b""
+    ask(tab, EASY_PROMPT)
+    explain(tab)
+    assert "please open the door" not in tab.inner_text("#near")
+    tab.get_by_role("button", name="Right").click()
+    wait_for_text(tab, "#noted", "from this machine only")
+    context.close()
+    assert (served.feedback_file.read_bytes() if served.feedback_file.exists() else b"") == before
+
+
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/run/predict", "gradio_api/upload", "gradio_api/queue/join"])
+def test_a_rebound_name_reaches_nothing(served, path):
+    import http.client
+
+    port = int(re.search(r":(\d+)", served.url)[1])
+    for headers in ({"Host": "evil.example"}, {"Host": f"localhost:{port}", "Origin": "https://evil.example"}):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("POST" if "/" in path else "GET", f"/{path}", body=b"{}", headers=headers)
+        assert connection.getresponse().status == 421
+        connection.close()
+
+
+def test_it_works_by_keyboard_and_for_screen_readers(tab):
+    tab.focus("#prompt textarea")
+    tab.keyboard.type(HARD_PROMPT)
+    tab.wait_for_selector(f"#decision [data-decision={SUPERIOR}]")
+    reached = []
+    for _ in range(24):
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("document.activeElement.closest('[id]:not([id^=component])')?.id"))
+    assert [name for name in ("explain", "keep", "right", "wrong", "threshold", "presets") if name not in reached] == []
+    assert tab.locator("#decision[role=status], #decision [role=status]").count() == 1
+    tab.locator("#threshold input[type=range]").focus()
+    tab.keyboard.press("ArrowLeft")
+    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    label = tab.locator("#decision .bar").get_attribute("aria-label")
+    assert label.startswith("Inferior ") and "superior" in label
+
+
+def test_text_from_right_to_left(tab):
+    ask(tab, ARABIC)
+    explain(tab)
+    assert tab.evaluate("getComputedStyle(document.querySelector('#prompt textarea')).direction") == "rtl"
+    assert tab.locator("#pushes bdi").count() >= 0 and "#words" != None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_every_state_fits_and_passes_axe(served, chromium, tmp_path, viewport, scheme):
+    problems: list[str] = []
+    tab = new_tab(chromium, served.url, problems, viewport, scheme)
+
+    def check(state: str) -> None:
+        tab.wait_for_timeout(800)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= viewport["width"], state
+        if folder := os.environ.get("ROUTER_SCREENSHOTS"):
+            tab.screenshot(path=Path(folder) / f"{state}-{viewport['width']}-{scheme}.png", full_page=True)
+        assert violations(tab) == [], state
+
+    check("empty")
+    ask(tab, HARD_PROMPT)
+    explain(tab)
+    check("explained")
+    tab.get_by_role("button", name="About this model").click()
+    tab.get_by_role("button", name="Use it from code").click()
+    check("open")
+    colour = tab.evaluate("getComputedStyle(document.querySelector('#decision .card')).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 < 80) == (scheme == "dark")
+    tab.get_by_role("tab", name="A file").click()
+    check("file")
+    (tmp_path / "a.txt").write_text(f"{HARD_PROMPT}\n{EASY_PROMPT}\n")
+    tab.set_input_files("#file input[type=file]", tmp_path / "a.txt")
+    tab.wait_for_selector("#summary .stats")
+    check("scored")
+    tab.get_by_role("tab", name="History").click()
+    check("history")
+    tab.context.close()
+    assert problems == []
+
+
+def violations(tab) -> list[str]:
+    """What axe-core finds; nothing where ROUTER_AXE does not name its axe.min.js."""
+    if not (script := os.environ.get("ROUTER_AXE")):
+        return []
+    tab.add_script_tag(path=script)
+    found = tab.evaluate("axe.run()")["violations"]
+    return [f"{v['id']}: {node['html'][:120]} {node['any'][:1]}" for v in found for node in v["nodes"]]
+
+
+def test_on_a_phone_the_threshold_is_always_in_reach(served, chromium):
+    tab = new_tab(chromium, served.url, [], PHONE)
+    ask(tab, HARD_PROMPT)
+    box = tab.locator("#threshold input[type=range]").bounding_box()
+    assert 0 < box["y"] < PHONE["height"]
+    for name in ("#explain", "#keep", "#right", "#wrong"):
+        button = tab.locator(name).bounding_box()
+        assert button["x"] >= 0 and button["x"] + button["width"] <= PHONE["width"]
+    tab.context.close()
+
+
+def test_the_page_asks_for_the_login(router, chromium, tmp_path):
+    page = Page(router, feedback_file=tmp_path / "feedback.jsonl")
+    blocks, url, _ = launch(Services(Checkpoints(page)), auth=("alice", "s3cret"))
+    context = chromium.new_context()
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    try:
+        tab.goto(url)
+        for password, inside in (("wrong", False), ("s3cret", True)):
+            tab.get_by_label("username").fill("alice")
+            tab.get_by_label("password").fill(password)
+            tab.get_by_role("button", name="Login").click()
+            if inside:
+                tab.wait_for_selector("#prompt")
+            else:
+                tab.wait_for_timeout(1500)
+                assert tab.locator("#prompt").count() == 0
+    finally:
+        context.close()
+        blocks.close()
+
+
+def test_twenty_people_at_once_get_their_own_answers(served, router):
+    from gradio_client import Client
+
+    prompts = [f"{HARD_PROMPT if i % 2 else EASY_PROMPT} {'bread ' * i}" for i in range(20)]
+    client = Client(served.url, verbose=False)
+    with ThreadPoolExecutor(20) as people:
+        answers = list(people.map(lambda prompt: client.predict(prompt, 0.5, api_name="/predict"), prompts))
+    for answer, score in zip(answers, router.score(prompts), strict=True):
+        assert answer["superior_probability"] == pytest.approx(score, abs=1e-6)
+        assert answer["route"] == ("superior" if score >= 0.5 else "inferior")
+
+
+def test_ten_visitors_type_at_once(served, chromium):
+    tabs = [new_tab(chromium, served.url, []) for _ in range(10)]
+    for i, tab in enumerate(tabs):
+        tab.fill("#prompt textarea", (HARD_PROMPT if i % 2 else EASY_PROMPT) + f" {i}")
+    for i, tab in enumerate(tabs):
+        tab.wait_for_selector(f"#decision [data-decision={SUPERIOR if i % 2 else INFERIOR}]")
+        tab.context.close()
