@@ -1,18 +1,22 @@
-"""How long the page takes in a browser: to be painted, to be usable, to answer; and with 20 people at once.
+"""How long the page takes in a browser: to be painted, to be usable, to answer, to score a file; and 20 people at once.
 
-Reads:  a checkpoint, and Debian's Chromium (requirements/dev.txt has what drives it).
-Writes: a table in Markdown on the standard output.
+Each visit is a browser of its own with nothing in its cache, and the page is started as its users start it. The file's
+10,000 prompts are those of the sample, repeated with a number.
 
-The page is started as its users start it; each visit is a browser of its own, with nothing in its cache.
+Reads   a checkpoint, the sample, and Debian's Chromium (requirements/dev.txt has what drives it)
+Writes  a table in Markdown on stdout
 
-    python3 benchmarks/page.py
+Example:
+    python3 benchmarks/page.py --visits 10
 """
 
 import argparse
+import json
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,32 +26,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.decision import cores, processor
-from inference.run_gradio_model import EXAMPLES, PEOPLE_AT_ONCE
-from router_data import InputError, run_script
+from benchmarks.machine import cores, processor
+from router_data import SAMPLE_FILE, InputError, program_parser, read_rows, run_script
 from router_model import newest_checkpoint
 
 CHROMIUM = Path("/usr/bin/chromium")
+BROWSER_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 FIRST_PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0].startTime"
+PEOPLE = 20
+FILE_ROWS = 10_000
+FILE_TIMEOUT = 600_000  # milliseconds
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked."""
+    parser = program_parser(__doc__)
+    parser.add_argument("--model_save_dir", type=Path, metavar="DIR", help="the checkpoint's folder (default: newest)")
+    parser.add_argument("--visits", type=int, default=10, metavar="N", help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.visits < 1:
+        raise InputError("--visits must be 1 or more")
     if not CHROMIUM.exists():
         raise InputError(f"no {CHROMIUM}; install it: apt-get install chromium")
-    from playwright.sync_api import Error
-
-    folder = Path(args.model_save_dir or newest_checkpoint()).resolve()
-    with served(folder) as url:
-        try:
-            measured = visits(url, args.visits)
-        except Error as error:
-            raise InputError(f"the browser: {error.message.splitlines()[0]}") from error
-        measured[f"{PEOPLE_AT_ONCE} explanations asked for at once, each answer"] = crowd(url)
-    print(f"{processor()}, {cores()} cores; {folder.name}; {args.visits} visits\n")
-    print("| | median, s | longest, s |\n|---|---|---|")
-    for name, seconds in measured.items():
-        print(f"| {name} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
+    return args
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def served(folder: Path) -> Iterator[str]:
     command = [sys.executable, str(ROOT / "inference" / "run_gradio_model.py"), "--model_save_dir", str(folder)]
     process = subprocess.Popen([*command, "--no-feedback"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        if not (found := re.search(r"http://\S+", process.stdout.readline())):
+        if not process.stdout or not (found := re.search(r"http://\S+", process.stdout.readline())):
             raise InputError("the page did not start; what it says stands above")
         yield found[0]
     finally:
@@ -64,14 +65,17 @@ def served(folder: Path) -> Iterator[str]:
         process.communicate()
 
 
-def visits(url: str, number: int) -> dict[str, list[float]]:
-    """Seconds of each step of so many visits, by its name."""
+def visits(url: str, prompts: Sequence[str], number: int) -> dict[str, list[float]]:
+    """Seconds of each step of so many visits, by its name; the last visit scores a file."""
     from playwright.sync_api import sync_playwright
 
-    painted, there, decided, explained = steps = [], [], [], []
+    painted: list[float] = []
+    there: list[float] = []
+    decided: list[float] = []
+    explained: list[float] = []
     with sync_playwright() as playwright:
         for i in range(number):
-            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER_FLAGS)
             tab = browser.new_page()
             started = time.perf_counter()
             tab.goto(url, wait_until="commit")
@@ -80,41 +84,74 @@ def visits(url: str, number: int) -> dict[str, list[float]]:
             painted.append(tab.evaluate(FIRST_PAINT) / 1000)
 
             started = time.perf_counter()
-            tab.fill("#prompt textarea", EXAMPLES[i % len(EXAMPLES)])
+            tab.fill("#prompt textarea", prompts[i])
             tab.wait_for_selector("#decision [data-decision]")
             decided.append(time.perf_counter() - started)
             started = time.perf_counter()
             tab.click("#explain")
-            tab.wait_for_selector("#words .words")
+            tab.wait_for_selector("#pushes .push")
             explained.append(time.perf_counter() - started)
+            scored = [score_file(tab, prompts)] if i == number - 1 else []
             browser.close()
-    names = "address to first paint", "address to a prompt's box", "typed text to decision", "Explain to reasons"
-    return dict(zip(names, steps, strict=True))
+    return {
+        "address to first paint": painted,
+        "address to a prompt's box": there,
+        "typed text to decision": decided,
+        "Explain to reasons": explained,
+        f"a file of {FILE_ROWS:,} prompts": scored,
+    }
 
 
-def crowd(url: str) -> list[float]:
-    """Seconds of each of many explanations that are asked for at the same time."""
+def score_file(tab, prompts: Sequence[str]) -> float:
+    """Seconds from choosing a file to its table."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "many.jsonl"
+        rows = ({"prompt": f"{prompts[i % len(prompts)]} {i}"} for i in range(FILE_ROWS))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        tab.get_by_role("tab", name="A file").click()
+        started = time.perf_counter()
+        tab.set_input_files("#file input[type=file]", path)
+        tab.wait_for_selector("#rows td", timeout=FILE_TIMEOUT)
+        return time.perf_counter() - started
+
+
+def crowd(url: str, prompts: Sequence[str]) -> list[float]:
+    """Seconds of each of many decisions that are asked for at the same time."""
     from gradio_client import Client
 
     client = Client(url, verbose=False)
 
     def ask(i: int) -> float:
         started = time.perf_counter()
-        client.predict(f"{EXAMPLES[i % len(EXAMPLES)]} {i}", 0.5, 0.5, 10, 800, api_name="/explain")
+        client.predict(prompts[i], 0.5, api_name="/predict")
         return time.perf_counter() - started
 
-    with ThreadPoolExecutor(PEOPLE_AT_ONCE) as people:
-        return list(people.map(ask, range(PEOPLE_AT_ONCE)))
+    with ThreadPoolExecutor(PEOPLE) as people:
+        return list(people.map(ask, range(PEOPLE)))
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_save_dir", metavar="DIR", help="the checkpoint's folder (default: the newest)")
-    parser.add_argument("--visits", type=int, default=10, metavar="N", help="(default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.visits < 1:
-        parser.error("--visits must be 1 or more")
-    return args
+def main(argv: Sequence[str] | None = None) -> None:
+    """Visit the page, then print how long each step took."""
+    # 1. The page, and what to ask it
+    args = parse_args(argv)
+    from playwright.sync_api import Error
+
+    folder = Path(args.model_save_dir or newest_checkpoint()).resolve()
+    prompts = [row.prompt for row in read_rows(ROOT / SAMPLE_FILE)]
+
+    # 2. Visits one after the other, then many people at once
+    with served(folder) as url:
+        try:
+            measured = visits(url, prompts, args.visits)
+        except Error as error:
+            raise InputError(f"the browser: {error.message.splitlines()[0]}") from error
+        measured[f"{PEOPLE} decisions asked for at once, each answer"] = crowd(url, prompts)
+
+    # 3. The table
+    print(f"{processor()}, {cores()} cores; {folder.name}; {args.visits} visits\n")
+    print("| | median, s | longest, s |\n|---|---|---|")
+    for name, seconds in measured.items():
+        print(f"| {name} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
 
 
 if __name__ == "__main__":
