@@ -1,20 +1,18 @@
 """How fast this machine routes: the router beside plain transformers and its pipeline, and beside what is possible.
 
-Reads:  a checkpoint (and, with --bert_base, random weights of bert-base's size made on the spot), the sample's prompts.
-Writes: a table in Markdown on the standard output.
+The three take turns, in rounds of some calls each, and each figure is of the round with the lowest median, so that
+other work on the machine disturbs little. The floor is the time that the model's products take at the int8 rate that
+is measured first.
 
-The three take turns, in rounds of some calls each; each figure is of the round with the lowest median, so that work of
-others on the machine disturbs little. The floor is the time the products take at the int8 rate that is measured first.
+Reads   a checkpoint (and, with --bert_base, random weights of bert-base's size made on the spot), the sample's prompts
+Writes  tables in Markdown on stdout
 
+Example:
     python3 benchmarks/decision.py --model_save_dir models/all-MiniLM-L6-v2-router-finetuning-20261123T211000-save
 """
 
 import argparse
-import json
-import os
-import platform
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -23,55 +21,39 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from router_data import InputError, read_rows, run_script
-from router_model import Router, batches_of_like_length, newest_checkpoint, read_config
+import numpy as np
 
-SAMPLE = ROOT / "final-datasets" / "sample" / "router_dataset_sample.jsonl"
+from benchmarks.int8_floor import int8_rate, operations
+from benchmarks.machine import describe, timed
+from finetuning_model.evaluation.markdown import table
+from router_data import LABELS, SAMPLE_FILE, InputError, program_parser, read_rows, run_script
+from router_model import BATCH_TOKENS, Router, RouterSettings, batches_of_like_length, newest_checkpoint, read_config
+
 LENGTHS = (16, 32, 128, 512)  # tokens
 ROUNDS = 5
 SECONDS_PER_ROUND = 0.5
-PAUSE = 0.02  # seconds: how far apart the calls of the column "router, apart" are
+PAUSE = 0.02  # seconds between the calls of the column "router, apart": the other cores sleep meanwhile
 PERCENTILES = (50, 95, 99)
-BATCH_SIZE = 32  # of the two others; they gain nothing from more on a CPU
-NAMES = ("router", "transformers", "pipeline")
+BATCH_SIZE = 32  # of the two others, which gain nothing from more on a CPU
 APART = "router, apart"
-
-LOAD = """
-import sys, time
-started = time.perf_counter()
-sys.path.insert(0, {root!r})
-if {name!r} == "router":
-    from router_model import Router
-    Router.load({folder!r}).score(["warm up"])
-else:
-    from transformers import pipeline
-    pipeline("text-classification", model={folder!r}, device="cpu")("warm up")
-seconds = time.perf_counter() - started
-try:  # the peak of this process alone; ru_maxrss starts from its parent's
-    memory = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-except OSError:
-    import resource
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(seconds, memory / 1024)
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the checkpoint, and bert-base's size where asked."""
     args = parse_args(argv)
     warnings.simplefilter("ignore")
-    if not SAMPLE.exists():
-        raise InputError(f"no prompts at {SAMPLE}")
-    prompts = [row.prompt for row in read_rows(SAMPLE)]
-    folder = Path(args.model_save_dir or newest_checkpoint())
+    if args.num_prompts < 10:
+        raise InputError("--num_prompts must be 10 or more")
+    folder = args.model_save_dir or newest_checkpoint()
+    prompts = [row.prompt for row in read_rows(ROOT / SAMPLE_FILE)]
 
     # 1. The machine
     rate = int8_rate()
-    print(f"{processor()}, {cores()} cores; int8 products {rate / 1e9:,.0f} G operations a second\n")
+    print(describe("onnxruntime", "torch", "transformers", "tokenizers"))
+    print(f"int8 products: {rate / 1e9:,.0f} G operations a second\n")
 
     # 2. The checkpoint, and bert-base's size
     report(folder, prompts, rate, args.num_prompts)
@@ -83,42 +65,39 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(folder: Path, prompts: list[str], rate: float, num_prompts: int) -> None:
     """Print the tables of one checkpoint."""
     router = Router.load(folder)
-    longest = read_config(folder).get("max_position_embeddings", 512)
-    router.encoder.max_length = max(router.encoder.max_length, min(512, longest))  # what a longer maximum would cost
-    ways = {"router": lambda prompt: router.decide([prompt]), **plain_ways(folder)}
-    ways[APART] = ways["router"]
-    what = f"onnx {router.settings.onnx.scheme}" if router.backend == "onnx" else "torch, on this machine"
-    print(f"### {folder.name} ({what})\n")
+    longest = min(512, read_config(folder).get("max_position_embeddings", 512))
+    router.encoder.max_length = max(router.encoder.max_length, longest)  # what a longer maximum would cost
+    one, many = transformers_ways(folder)
+    one = {"router": router.decide} | one | {APART: router.decide}
+    many = {"router": router.score} | many
+    scheme = router.settings.onnx.scheme if router.settings.onnx else "fp32"
+    print(f"### {folder.name} ({router.backend}, {scheme})\n")
 
     # 1. One prompt
-    columns = (*NAMES, APART)
-    print("| tokens | " + " | ".join(f"{name} p50 / p95 / p99, ms" for name in columns), end=" ")
-    print("| faster | floor, ms | of it |\n|---|" + "---|" * (len(columns) + 3))
-    for tokens in LENGTHS:
-        if tokens <= longest:
-            times = latencies(ways, prompt_of_length(router, prompts, tokens))
-            floor = operations(folder, tokens) / rate * 1e3
-            cells = " | ".join(" / ".join(f"{value:.1f}" for value in times[name]) for name in columns)
-            router_ms = times["router"][0]
-            faster = times["transformers"][0] / router_ms
-            print(f"| {tokens} | {cells} | {faster:.1f}x | {floor:.2f} | {router_ms / floor:.1f}x |", flush=True)
+    rows = []
+    for tokens in (length for length in LENGTHS if length <= longest):
+        times = latencies(one, prompt_of_length(router, prompts, tokens))
+        floor = operations(folder, tokens) / rate * 1e3
+        cells = [" / ".join(f"{value:.1f}" for value in times[name]) for name in one]
+        faster = times["transformers"][0] / times["router"][0]
+        cells += [f"{faster:.1f}x", f"{floor:.2f}", f"{times['router'][0] / floor:.1f}"]
+        rows.append([f"{tokens}", *cells])
+    print("Milliseconds: p50 / p95 / p99.\n")
+    print(table(["tokens", *one, "faster than transformers", "floor, ms", "times the floor"], rows), flush=True)
 
-    # 2. Many prompts
+    # 2. Many prompts; start and memory in fresh processes
     mixed = [prompts[i % len(prompts)] for i in range(num_prompts)]
-    seconds = {"router": timed(lambda: router.score(mixed))}
-    for name, way in batched_ways(folder).items():
-        seconds[name] = timed(lambda way=way: way(mixed))
-    print(f"\n{num_prompts:,} prompts of the sample, in prompts a second: ", end="")
-    print(", ".join(f"{name} {num_prompts / seconds[name]:,.0f}" for name in NAMES))
-
-    # 3. Start and memory, in fresh processes
-    for name in ("router", "pipeline"):
-        load, memory = fresh_process(name, folder)
-        print(f"{name}: first answer after {load:.2f} s from the start of Python's imports, {memory:,.0f} MB")
-    print()
+    rates = {name: f"{num_prompts / timed(lambda way=way: way(mixed)):,.0f}" for name, way in many.items()}
+    ours, its = (fresh_process(name, folder) for name in ("router", "pipeline"))
+    rows = [
+        [f"{num_prompts:,} prompts of the sample, prompts a second", *(rates[name] for name in many)],
+        ["from the first import to the first answer, s", f"{ours[0]:.2f}", "", f"{its[0]:.2f}"],
+        ["peak memory of that process, MB", f"{ours[1]:.0f}", "", f"{its[1]:.0f}"],
+    ]
+    print("\n" + table(["", *many], rows) + "\n")
 
 
-def latencies(ways: dict[str, Callable], prompt: str) -> dict[str, np.ndarray]:
+def latencies(ways: dict[str, Callable[[str], object]], prompt: str) -> dict[str, np.ndarray]:
     """Milliseconds at the percentiles, of the round with the lowest median."""
     best: dict[str, np.ndarray] = {}
     for _ in range(ROUNDS):
@@ -133,96 +112,46 @@ def latencies(ways: dict[str, Callable], prompt: str) -> dict[str, np.ndarray]:
     return best
 
 
-def plain_ways(folder: Path) -> dict[str, Callable[[str], object]]:
-    """One prompt by transformers: tokenizer and model by hand, and its pipeline."""
-    tokenizer, model, classify = transformers_of(folder)
+def transformers_ways(folder: Path) -> tuple[dict[str, Callable], dict[str, Callable]]:
+    """Ways to score one prompt and to score many (in batches of like length): a model by hand, and the pipeline."""
     import torch
-
-    @torch.inference_mode()
-    def by_hand(prompt: str):
-        return model(**tokenizer(prompt, truncation=True, return_tensors="pt")).logits.softmax(-1)
-
-    return {"transformers": by_hand, "pipeline": lambda prompt: classify(prompt, truncation=True)}
-
-
-def batched_ways(folder: Path) -> dict[str, Callable[[list[str]], object]]:
-    """Many prompts by transformers, in batches of like length."""
-    tokenizer, model, classify = transformers_of(folder)
-    import torch
-
-    @torch.inference_mode()
-    def by_hand(prompts: list[str]) -> None:
-        lengths = [len(ids) for ids in tokenizer(prompts, truncation=True)["input_ids"]]
-        for batch in batches_of_like_length(lengths, 4096):
-            for start in range(0, len(batch), BATCH_SIZE):
-                texts = [prompts[i] for i in batch[start : start + BATCH_SIZE]]
-                model(**tokenizer(texts, truncation=True, padding=True, return_tensors="pt")).logits.softmax(-1)
-
-    def by_pipeline(prompts: list[str]) -> None:
-        classify(sorted(prompts, key=len), batch_size=BATCH_SIZE, truncation=True)
-
-    return {"transformers": by_hand, "pipeline": by_pipeline}
-
-
-def transformers_of(folder: Path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.model_max_length = min(tokenizer.model_max_length, 512)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    return tokenizer, model, pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+
+    @torch.inference_mode()
+    def by_hand(prompts: str | list[str]) -> None:
+        model(**tokenizer(prompts, truncation=True, padding=True, return_tensors="pt")).logits.softmax(-1)
+
+    def batches_by_hand(prompts: list[str]) -> None:
+        lengths = [len(ids) for ids in tokenizer(prompts, truncation=True)["input_ids"]]
+        for batch in batches_of_like_length(lengths, BATCH_TOKENS):
+            for start in range(0, len(batch), BATCH_SIZE):
+                by_hand([prompts[i] for i in batch[start : start + BATCH_SIZE]])
+
+    one = {"transformers": by_hand, "pipeline": lambda prompt: classify(prompt, truncation=True)}
+    many = {
+        "transformers": batches_by_hand,
+        "pipeline": lambda prompts: classify(sorted(prompts, key=len), batch_size=BATCH_SIZE, truncation=True),
+    }
+    return one, many
 
 
 def prompt_of_length(router: Router, prompts: Sequence[str], tokens: int) -> str:
-    """A prompt of the sample's words that has this many tokens, special ones included."""
+    """A text of the sample's words that has this many tokens, special ones included."""
     text = " ".join(prompts[:400])
     ends = [end for _, end in router.encoder.tokenizer.encode(text, add_special_tokens=False).offsets]
     for count in range(tokens, 0, -1):
-        if (
-            len(router.encoder.encode([text[: ends[count]]])[0].ids) <= tokens
-            and not router.encoder.encode([text[: ends[count]]])[0].truncated
-        ):
+        encoded = router.encoder.encode(text[: ends[count]])[0]
+        if len(encoded.ids) <= tokens and not encoded.truncated:
             return text[: ends[count]]
     raise InputError(f"no prompt of {tokens} tokens")
-
-
-def operations(folder: Path, tokens: int) -> float:
-    """Multiplications and additions of one forward pass: 2 a weight and token, 4 n^2 d a layer for the attention."""
-    config = json.loads((folder / "config.json").read_text())
-    weights = 0
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        shapes = {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-        weights += sum(np.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and ".layer" in name)
-    return tokens * (2 * weights + 4 * tokens * config["hidden_size"] * config["num_hidden_layers"])
-
-
-def int8_rate(size: int = 1024) -> float:
-    """Operations a second of the best of some int8 products of square matrices, on all cores."""
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    generator = np.random.default_rng(0)
-    weights = numpy_helper.from_array(generator.integers(-127, 128, (size, size), dtype=np.int8), "weights")
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["inputs", "weights"], ["outputs"])],
-        "product",
-        [helper.make_tensor_value_info("inputs", TensorProto.UINT8, (size, size))],
-        [helper.make_tensor_value_info("outputs", TensorProto.INT32, (size, size))],
-        [weights],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    onnx.checker.check_model(model)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = {"inputs": generator.integers(0, 256, (size, size), dtype=np.uint8)}
-    return 2 * size**3 / min(timed(lambda: session.run(None, inputs)) for _ in range(200))
 
 
 def random_bert_base(like: Path, scratch: Path, prompts: list[str]) -> Path:
@@ -231,64 +160,34 @@ def random_bert_base(like: Path, scratch: Path, prompts: list[str]) -> Path:
     from transformers import BertConfig, BertForSequenceClassification
 
     from finetuning_model.export_onnx import export_onnx
-    from router_data import LABELS
 
     torch.manual_seed(0)
-    names = dict(enumerate(LABELS))
+    config = BertConfig(id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)})
     folder = scratch / "random weights of bert-base's size"
-    BertForSequenceClassification(
-        BertConfig(id2label=names, label2id={v: k for k, v in names.items()})
-    ).save_pretrained(folder)
+    BertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(like / name, folder / name)
-    (folder / "router.json").write_text("{}")
+    RouterSettings().save(folder)
     some = prompts[::40]
-    export_onnx(folder, some, [1] * len(some), say=lambda line: None)  # of random scores an AUROC would say nothing
+    export_onnx(folder, some, [1] * len(some), say=lambda line: None)  # one class: random scores have no AUROC to lose
     return folder
 
 
 def fresh_process(name: str, folder: Path) -> tuple[float, float]:
     """Seconds to the first answer and peak memory in MB, the better of three processes."""
-    code = LOAD.format(root=str(ROOT), name=name, folder=str(folder))
-    runs = [
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(3)
-    ]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "first_answer.py"), str(folder), name]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
     return min(tuple(map(float, run.split())) for run in runs)
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model_save_dir", metavar="DIR", help="the checkpoint's folder (default: the newest in ./models)"
-    )
-    parser.add_argument("--bert_base", action="store_true", help="also measure random weights of bert-base's size")
-    parser.add_argument(
-        "--num_prompts",
-        type=int,
-        default=5000,
-        metavar="N",
-        help="prompts to score for the throughput, bert-base a tenth (default: 5000)",
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = program_parser(__doc__)
+    add = parser.add_argument
+    add("--model_save_dir", type=Path, metavar="DIR", help="the checkpoint's folder (default: the newest in ./models)")
+    add("--bert_base", action="store_true", help="also measure random weights of bert-base's size")
+    add("--num_prompts", type=int, default=5000, metavar="N",
+        help="prompts to score for the throughput, a tenth for bert-base's size (default: %(default)s)")  # fmt: skip
     return parser.parse_args(argv)
 
 
