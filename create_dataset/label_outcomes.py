@@ -1,11 +1,11 @@
 """Stage 2, with outcomes: let both models answer, let a judge compare, and label by what really happened.
 
-Reads prompts as label_prompts.py does. Each goes to the weak and to the strong model; a judge grades the two answers
-twice, with their places exchanged, since judges favour a place. Writes, one row at a time,
-    final-datasets/router_dataset_outcomes-<weak>-<strong>-<timestamp>.jsonl
-Its rows can train stage 3 (they have a `label`) and judge a router (`weak_score`, `strong_score`, 0 to 1). The label
-is ROUTE_TO_SUPERIOR where the weak answer clearly fell short: graded worse in both orders, and by at least the margin
-on average. Three models and four answers a prompt cost far more than a label: look at --dry_run first.
+Reads   prompts, as label_prompts.py does. Each goes to the weak and to the strong model; a judge grades the two answers
+        twice, with their places exchanged, since judges favour a place.
+Writes  final-datasets/router_dataset_outcomes-<weak>-<strong>-<timestamp>.jsonl, one row at a time
+        Its rows can train stage 3 (they have a `label`) and judge a router (`weak_score`, `strong_score`, 0 to 1). The
+        label is ROUTE_TO_SUPERIOR where the weak answer clearly fell short: graded worse in both orders, and by two
+        grades of ten on average. Three models and four answers a prompt cost far more than a label: look at --dry_run.
 
 Example:
     python3 create_dataset/label_outcomes.py --limit 200 --dry_run
@@ -15,26 +15,46 @@ Example:
 import argparse
 import asyncio
 import json
-import os
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from create_dataset.label_prompts import DATA, DATASET, draw
-from create_dataset.openai_client import Choice, Endpoint, NoAnswer, Run, StopRun
-from create_dataset.output_file import OutputFile, now, timestamp
-from create_dataset.pricing import Budget, Price, find_price, prices_date, token_counter
-from create_dataset.prompt_sources import DrawnPrompts, Prompt
-from router_data import INFERIOR, SUPERIOR, InputError, short_sha256, run_script
+from create_dataset.label_request import FILTERED, json_objects, text_after_thinking
+from create_dataset.openai_client import (
+    AnswerMissing,
+    ChatClient,
+    Choice,
+    add_request_flags,
+    check_request_flags,
+)
+from create_dataset.output_file import OutputFile, add_output_flags
+from create_dataset.pricing import Budget, Price, Usage, find_price, prices_date, token_counter
+from create_dataset.prompt_sources import DrawnPrompts, Prompt, add_prompt_flags, check_prompt_flags, draw
+from create_dataset.worker_pool import WorkerPool
+from router_data import (
+    INFERIOR,
+    SUPERIOR,
+    InputError,
+    Progress,
+    program_parser,
+    run_script,
+    short_sha256,
+    timestamp,
+)
 
+PROGRAM = "python3 create_dataset/label_outcomes.py"
 ROLES = ("weak", "strong", "judge")
 JUDGE_PROMPT = Path(__file__).with_name("judge_prompt.txt")
-LOWEST, HIGHEST = 1, 10  # of the judge's grades
+MIN_GRADE, MAX_GRADE = 1, 10
+MARGIN = 0.2  # how much worse, on a scale of 0 to 1, an answer that clearly fell short is graded
 JUDGEMENT_TOKENS = 20
-SCORE = {"type": "integer", "minimum": LOWEST, "maximum": HIGHEST}
+GRADE = {"type": "integer"}
 JUDGEMENT_FORMAT = {
     "type": "json_schema",
     "json_schema": {
@@ -42,7 +62,7 @@ JUDGEMENT_FORMAT = {
         "strict": True,
         "schema": {
             "type": "object",
-            "properties": {"score_a": SCORE, "score_b": SCORE},
+            "properties": {"score_a": GRADE, "score_b": GRADE},
             "required": ["score_a", "score_b"],
             "additionalProperties": False,
         },
@@ -50,48 +70,55 @@ JUDGEMENT_FORMAT = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("the models").add_argument
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags, checked."""
+    parser = program_parser(__doc__)
+    # fmt: off
+    add = parser.add_argument_group("models").add_argument
     add("--weak_model", default="gpt-5-nano", help="the inferior model (default: %(default)s)")
     add("--strong_model", default="gpt-6-sol", help="the superior model (default: %(default)s)")
     add("--judge_model", help="the model that grades both answers (default: the strong model)")
-    add("--margin", type=float, default=0.2, help="how much worse, on a scale of 0 to 1, the weak answer must be "
-        "graded to have clearly fallen short (default: %(default)s, about two grades of ten)")  # fmt: skip
-    add("--max_answer_tokens", type=int, default=1024, help="longest answer of either model (default: %(default)s)")
-    add = parser.add_argument_group("the prompts").add_argument
-    add("--dataset", nargs="+", default=[DATASET], metavar="NAME", help="hub id, or local .jsonl, .csv or .parquet "
-        f"files or globs (default: {DATASET})")  # fmt: skip
-    add("--prompt_column", help="column of the prompts (default: the usual names)")
-    add("--limit", type=int, default=200, help="prompts to draw at random; 0 is all (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
-    add("--languages", nargs="+", default=["English"], metavar="NAME", help="languages to keep where the data names "
-        "them, or 'all' (default: English)")  # fmt: skip
-    add("--max_characters", type=int, default=8000, help="longer prompts are dropped (default: %(default)s)")
-    add("--drop_near_duplicates", action="store_true", help="also drop prompts that are nearly alike (MinHash)")
-    add("--questions_file", type=Path, default=DATA / "mt_bench_questions_labelled.jsonl",
-        help="stage 1's questions, which are left out (default: ./%(default)s)")  # fmt: skip
-    add = parser.add_argument_group("pace and money").add_argument
-    add("--max_in_flight", type=int, default=16, help="prompts worked on at the same time (default: %(default)s)")
-    add("--requests_per_minute", type=float, help="sent in any minute, at most (default: no limit of ours)")
-    add("--tokens_per_minute", type=float, help="sent in any minute, at most (default: no limit of ours)")
-    add("--timeout", type=float, default=120, help="seconds to wait for an answer (default: %(default)s)")
-    add("--dry_run", action="store_true", help="show rows and the price of each part; ask nothing")
-    add("--max_usd", type=float, help="stop before this run has cost more, US dollars (default: no bound)")
-    add = parser.add_argument_group("where to").add_argument
-    add("--output_dir", type=Path, default=DATA, help="folder of the new file (default: ./%(default)s)")
-    add("--output_file", type=Path, help="write to this file instead; where it exists, the run is resumed")
+    add("--max_answer_tokens", type=int, default=1024,
+        help="longest answer of either model, in tokens (default: %(default)s)")
+    # fmt: on
+    add_prompt_flags(parser, limit=200)
+    add_request_flags(parser, max_in_flight=16, timeout=120)
+    add_output_flags(parser)
     args = parser.parse_args(argv)
-    args.judge_model = args.judge_model or args.strong_model
+    check_prompt_flags(args)
+    check_request_flags(args)
+    if args.max_answer_tokens < 1:
+        raise InputError("--max_answer_tokens must be at least 1")
     return args
 
 
-def answer_request(model: str, prompt: str, max_tokens: int) -> dict:
+def models_by_role(args: argparse.Namespace) -> dict[str, str]:
+    """The model of each role."""
+    return {"weak": args.weak_model, "strong": args.strong_model, "judge": args.judge_model or args.strong_model}
+
+
+def prices_by_role(models: dict[str, str], max_usd: float | None) -> dict[str, Price | None]:
+    """The price of each role's model.
+
+    Raises:
+        InputError: there is a bound, and a price that nobody knows.
+    """
+    prices = {role: find_price(model) for role, model in models.items()}
+    unknown = [models[role] for role, price in prices.items() if price is None]
+    if max_usd is not None and unknown:
+        raise InputError(f"--max_usd needs prices: add {unknown[0]} to create_dataset/prices.json")
+    return prices
+
+
+# --- one prompt ------------------------------------------------------------------------------------------------------
+
+
+def answer_request(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
     """The prompt as its user sent it."""
     return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_completion_tokens": max_tokens}
 
 
-def judge_request(model: str, judge_prompt: str, prompt: str, answer_a: str, answer_b: str) -> dict:
+def judge_request(model: str, judge_prompt: str, prompt: str, answer_a: str, answer_b: str) -> dict[str, Any]:
     """Ask for two grades; request and answers are data, encoded as JSON."""
     case = {"request": prompt, "answer_a": answer_a, "answer_b": answer_b}
     return {
@@ -110,38 +137,38 @@ def answer_text(choice: Choice) -> str:
     """A model's answer; a refusal or an empty answer is one too, for the judge to grade.
 
     Raises:
-        NoAnswer: a filter stopped it: that says nothing about the model.
+        AnswerMissing: a filter stopped it: that says nothing about the model.
     """
-    if choice.finish_reason == "content_filter":
-        raise NoAnswer("stopped by the content filter")
-    return choice.refusal or choice.text
+    if choice.finish_reason in FILTERED:
+        raise AnswerMissing("stopped by the content filter")
+    return choice.refusal or text_after_thinking(choice.text)[1]
 
 
 def parse_scores(choice: Choice) -> tuple[float, float]:
     """The two grades of a judgement, as 0 to 1.
 
     Raises:
-        NoAnswer: they are not there, or not grades.
+        AnswerMissing: they are not there, or not grades.
     """
-    text = choice.text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        grades = json.loads(text)
-        scores = [grades["score_a"], grades["score_b"]]
-        valid = all(type(s) in (int, float) and LOWEST <= s <= HIGHEST for s in scores)
-    except (ValueError, KeyError, TypeError):
-        valid = False
-    if not valid:
-        raise NoAnswer(f"no judgement: {choice.text.strip()[:200]!r}")
-    return tuple((score - LOWEST) / (HIGHEST - LOWEST) for score in scores)
+    found = [scores for _, scores in json_objects(text_after_thinking(choice.text)[1], _scores_of)]
+    if len(set(found)) != 1:
+        raise AnswerMissing(f"no judgement: {choice.text.strip()[:200]!r}")
+    return found[0]
 
 
-def decide_outcome(first: tuple[float, float], second: tuple[float, float], margin: float) -> dict:
+def _scores_of(fields: dict) -> tuple[float, float] | None:
+    grades: list[Any] = [fields.get("score_a"), fields.get("score_b")]
+    scores = [(grade - MIN_GRADE) / (MAX_GRADE - MIN_GRADE) for grade in grades if type(grade) in (int, float)]
+    return (scores[0], scores[1]) if len(scores) == 2 and all(0 <= score <= 1 for score in scores) else None
+
+
+def decide_outcome(first: tuple[float, float], second: tuple[float, float]) -> dict[str, Any]:
     """The outcome from (weak, strong) scores of both orders: their means, and the label.
 
-    SUPERIOR exactly when the weak answer was graded worse in both orders and by `margin` or more on average.
+    SUPERIOR exactly when the weak answer was graded worse in both orders and by MARGIN or more on average.
     """
     weak, strong = ((a + b) / 2 for a, b in zip(first, second, strict=True))
-    fell_short = first[0] < first[1] and second[0] < second[1] and strong - weak >= margin - 1e-9
+    fell_short = first[0] < first[1] and second[0] < second[1] and strong - weak >= MARGIN - 1e-9
     return {
         "label": SUPERIOR if fell_short else INFERIOR,
         "superior_probability": None,
@@ -150,127 +177,150 @@ def decide_outcome(first: tuple[float, float], second: tuple[float, float], marg
     }
 
 
-def estimate(drawn: DrawnPrompts, judge_prompt: str, prices: dict[str, Price | None], args) -> str:
+class OutcomeFinder:
+    """Has a prompt answered by both models and the answers judged.
+
+    Attributes:
+        models: the model of each role.
+        budgets: the budget of each role.
+    """
+
+    def __init__(
+        self, client: ChatClient, models: dict[str, str], budgets: dict[str, Budget], args: argparse.Namespace
+    ):
+        self.client, self.models, self.budgets = client, models, budgets
+        self.max_answer_tokens = args.max_answer_tokens
+        self.judge_prompt = read_judge_prompt()
+
+    async def find(self, prompt: Prompt, usage: dict[str, Usage]) -> dict[str, Any]:
+        """The fields of an outcome; what it used is added to `usage`, by role.
+
+        Raises:
+            StopRun, BudgetReached, AnswerMissing, CutShort: as `ChatClient.ask`.
+        """
+        weak = await self._answer("weak", prompt.text, usage)
+        strong = await self._answer("strong", prompt.text, usage)
+        first = await self._judge(prompt.text, weak, strong, usage)
+        second = (await self._judge(prompt.text, strong, weak, usage))[::-1]
+        names = {f"{role}_model": model for role, model in self.models.items()}
+        return decide_outcome(first, second) | names | {"weak_answer": weak, "strong_answer": strong}
+
+    async def _answer(self, role: str, prompt: str, usage: dict[str, Usage]) -> str:
+        request = answer_request(self.models[role], prompt, self.max_answer_tokens)
+        reply = await self.client.ask(request, self.budgets[role], usage[role])
+        if not reply.choices:
+            raise AnswerMissing(f"no answer of the {role} model")
+        return answer_text(reply.choices[0])
+
+    async def _judge(self, prompt: str, answer_a: str, answer_b: str, usage: dict[str, Usage]) -> tuple[float, float]:
+        request = judge_request(self.models["judge"], self.judge_prompt, prompt, answer_a, answer_b)
+        reply = await self.client.ask(request, self.budgets["judge"], usage["judge"])
+        return parse_scores(reply.choices[0] if reply.choices else Choice(""))
+
+
+def read_judge_prompt() -> str:
+    """The text that tells the judge how to grade."""
+    return JUDGE_PROMPT.read_text(encoding="utf-8").strip()
+
+
+# --- all prompts -----------------------------------------------------------------------------------------------------
+
+
+def estimate(
+    drawn: DrawnPrompts, models: dict[str, str], prices: dict[str, Price | None], max_answer_tokens: int
+) -> str:
     """Rows and the cost of each part, the longest answers assumed; one line a part."""
-    count, how = token_counter(args.judge_model)
+    count, how = token_counter(models["judge"])
     prompts = sum(count(prompt.text) for prompt in drawn)
-    answers = args.max_answer_tokens * len(drawn)
-    judged = 2 * (prompts + 2 * answers + count(judge_prompt) * len(drawn))
-    grades = 2 * JUDGEMENT_TOKENS * len(drawn)
-    parts = {"weak": (prompts, answers), "strong": (prompts, answers), "judge": (judged, grades)}
+    answers = max_answer_tokens * len(drawn)
+    judged = 2 * (prompts + 2 * answers + count(read_judge_prompt()) * len(drawn))
+    parts = {
+        "weak": Usage(prompts, answers),
+        "strong": Usage(prompts, answers),
+        "judge": Usage(judged, 2 * JUDGEMENT_TOKENS * len(drawn)),
+    }
     lines = [f"{len(drawn):,} prompts; if every answer is the longest (tokens {how}; prices of {prices_date()}):"]
-    for role, (tokens_in, tokens_out) in parts.items():
-        money = f"${prices[role].cost(tokens_in, tokens_out):,.4f}" if prices[role] else "price unknown"
-        lines.append(f"  {role:<6} {models(args)[role]}: {tokens_in:,} input, {tokens_out:,} output tokens, {money}")
+    for role, tokens in parts.items():
+        price = prices[role]
+        money = f"${price.cost(tokens):,.4f}" if price else "price unknown"
+        lines.append(f"  {role:<6} {models[role]}: {tokens}, {money}")
     return "\n".join(lines)
 
 
-def models(args: argparse.Namespace) -> dict[str, str]:
-    """The model of each role."""
-    return {role: getattr(args, f"{role}_model") for role in ROLES}
+class UsageByRole(dict[str, Usage]):
+    """What the requests of one prompt used, by role."""
+
+    def __init__(self) -> None:
+        super().__init__({role: Usage() for role in ROLES})
+
+    def fields(self) -> dict[str, Any]:
+        """The field of a row that says so; none where nothing was used."""
+        used = {role: tokens.fields() for role, tokens in self.items() if tokens.fields()}
+        return {"usage": used} if used else {}
 
 
 async def find_outcomes(
-    prompts: DrawnPrompts, judge_prompt: str, budgets: dict[str, Budget], output: OutputFile, args
-) -> tuple[int, int, Run]:
-    """Answer and judge the prompts, each written as soon as it is judged; returns labelled, failed, and the end."""
-    from tqdm import tqdm
+    drawn: DrawnPrompts, finder: OutcomeFinder, output: OutputFile, max_in_flight: int
+) -> WorkerPool:
+    """Answer and judge the prompts, each written as soon as it is judged; returns the pool, which counted them."""
+    pool = WorkerPool(finder.client, output, max_in_flight)
 
-    bar = tqdm(total=len(prompts), desc="outcomes", unit=" prompts", disable=None)
-    endpoint = Endpoint(args.requests_per_minute, args.tokens_per_minute, args.timeout, say=bar.write)
-    run = Run(endpoint, args.max_in_flight)
-    counts = {"labelled": 0, "failed": 0}
+    def cost() -> str:
+        return f", ${sum(budget.spent_usd for budget in finder.budgets.values()):.4f}"
 
-    async def answer(role: str, prompt: str) -> str:
-        request = answer_request(models(args)[role], prompt, args.max_answer_tokens)
-        reply = await endpoint.ask(request, budgets[role])
-        if not reply.choices:
-            raise NoAnswer(f"no answer of the {role} model")
-        return answer_text(reply.choices[0])
-
-    async def judge(prompt: str, answer_a: str, answer_b: str) -> tuple[float, float]:
-        request = judge_request(args.judge_model, judge_prompt, prompt, answer_a, answer_b)
-        reply = await endpoint.ask(request, budgets["judge"])
-        return parse_scores(reply.choices[0] if reply.choices else Choice(""))
-
-    async def find_outcome(prompt: Prompt) -> None:
-        row = {"prompt": prompt.text, "source": prompt.source, "source_id": prompt.source_id}
-        try:
-            weak, strong = await answer("weak", prompt.text), await answer("strong", prompt.text)
-            first = await judge(prompt.text, weak, strong)
-            second = (await judge(prompt.text, strong, weak))[::-1]
-        except NoAnswer as error:
-            if endpoint.stopping:
-                return  # the next run asks again
-            output.append_failure(row | {"reason": str(error), "failed_at": now()})
-            counts["failed"] += 1
-            run.count(failed=True, reason=str(error))
-        else:
-            used = {"weak_model": args.weak_model, "strong_model": args.strong_model, "judge_model": args.judge_model}
-            answers = {"weak_answer": weak, "strong_answer": strong}
-            outcome = decide_outcome(first, second, args.margin)
-            output.append(row | outcome | {"labelled_at": now()} | used | answers)
-            counts["labelled"] += 1
-            run.count(failed=False)
-        bar.update()
-        bar.set_postfix_str(f"${sum(b.spent_usd for b in budgets.values()):.4f}, {counts['failed']} failed")
-
-    try:
-        for model in dict.fromkeys(models(args).values()):
-            await endpoint.check_model(model)
-        await run.work_through(prompts, find_outcome)
-    except StopRun as error:
-        run.stop(str(error))
-    finally:
-        bar.close()
-    return counts["labelled"], counts["failed"], run
+    models = dict.fromkeys(finder.models.values())
+    await pool.run(drawn, finder.find, UsageByRole, models, Progress("judging prompts", len(drawn)), cost)
+    return pool
 
 
-def main(argv: list[str] | None = None) -> int:
-    from dotenv import load_dotenv
-
-    # 1. Settings: the models and their prices.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer and judge prompts, and write their outcomes."""
+    # 1. Which models, and what they cost.
     args = parse_args(argv)
-    load_dotenv(Path(".env"))
-    prices = {role: find_price(model) for role, model in models(args).items()}
-    unknown = [models(args)[role] for role, price in prices.items() if price is None]
-    if args.max_usd is not None and unknown:
-        raise InputError(f"--max_usd needs prices: add {unknown[0]} to create_dataset/prices.json")
-    if not args.dry_run and not os.environ.get("OPENAI_API_KEY"):
-        Endpoint()  # says what is missing before anything slow
-    judge_prompt = JUDGE_PROMPT.read_text(encoding="utf-8").strip()
+    words = sys.argv[1:] if argv is None else argv
+    models = models_by_role(args)
+    prices = prices_by_role(models, args.max_usd)
+    client = None if args.dry_run else ChatClient.from_flags(args)
 
-    # 2. The prompts, and what they will cost.
+    # 2. The prompts.
     drawn = draw(args)
-    names = [model.replace("/", "-") for model in (args.weak_model, args.strong_model)]
-    path = args.output_file or args.output_dir / f"router_dataset_outcomes-{'-'.join(names)}-{timestamp()}.jsonl"
-    if args.dry_run:
-        print(estimate(drawn, judge_prompt, prices, args))
+    if not client:
+        print(estimate(drawn, models, prices, args.max_answer_tokens))
+        print(f"next: {PROGRAM} {shlex.join(word for word in words if word != '--dry_run')}".rstrip())
         return 0
 
-    # 3. Answers and judgements.
-    mark = f"outcome_{args.weak_model}_{args.strong_model}_{args.judge_model}"
-    with OutputFile(path, mark, short_sha256(judge_prompt)) as output:
+    # 3. What is left to do, and what it will cost at most.
+    names = "-".join(models[role].replace("/", "-") for role in ("weak", "strong"))
+    path = args.output_file or args.output_dir / f"router_dataset_outcomes-{names}-{timestamp()}.jsonl"
+    with OutputFile(path, f"outcome_{'_'.join(models.values())}", short_sha256(read_judge_prompt())) as output:
         total = len(drawn)
         drawn.leave_out(output.done)
         print(f"{total - len(drawn):,} of {total:,} prompts have an outcome already in {path}")
-        print(estimate(drawn, judge_prompt, prices, args))
-        words = sys.argv[1:] if argv is None else argv
-        more = [] if args.output_file else ["--output_file", str(path)]
-        print("to resume: " + shlex.join(["python3", "create_dataset/label_outcomes.py", *words, *more]))
-        budgets = Budget.sharing(prices, args.max_usd)
-        labelled, failed, run = asyncio.run(find_outcomes(drawn, judge_prompt, budgets, output, args))
+        print(estimate(drawn, models, prices, args.max_answer_tokens))
+        named = [] if args.output_file else ["--output_file", str(path)]
+        print(f"to resume: {PROGRAM} {shlex.join([*words, *named])}")
+        print(f"endpoint: {client.address}", flush=True)
 
-    # 4. What came of it, and what each part cost.
-    if run.reason:
-        print(f"stopped: {run.reason}", file=sys.stderr)
+        # 4. Answers and judgements.
+        budgets = Budget.sharing(prices, args.max_usd)
+        for role, budget in budgets.items():
+            budget.used = output.usage_by_role[role]
+        before = {role: replace(budget.used) for role, budget in budgets.items()}
+        finder = OutcomeFinder(client, models, budgets, args)
+        pool = asyncio.run(find_outcomes(drawn, finder, output, args.max_in_flight))
+
+    # 5. What came of it, and what each part cost.
+    if pool.reason:
+        print(f"stopped: {pool.reason}", file=sys.stderr)
     for role, budget in budgets.items():
-        money = f", ${budget.spent_usd:.4f}" if budget.price else ""
-        used = f"{budget.input_tokens:,} input and {budget.output_tokens:,} output tokens{money}"
-        print(f"  {role:<6} {models(args)[role]}: {used}")
-    counts = f"{labelled:,} labelled, {total - len(drawn):,} skipped (labelled before), {failed:,} failed"
-    print(f"{counts}, {len(drawn) - labelled - failed:,} left; {path}")
-    return run.exit_code
+        print(f"  {role:<6} {models[role]}: {budget.describe(before[role])}")
+    counts = f"{pool.succeeded:,} labelled, {total - len(drawn):,} skipped (labelled before), {pool.failed:,} failed"
+    print(f"{counts}, {len(drawn) - pool.succeeded - pool.failed:,} left; {path}")
+    if pool.failed:
+        print(pool.describe_failures())
+    if output.done:
+        print(f"next: python3 finetuning_model/evaluate_router.py --outcomes {shlex.quote(str(path))}")
+    return pool.exit_code
 
 
 if __name__ == "__main__":

@@ -1,51 +1,79 @@
-"""Requests to an OpenAI-compatible endpoint: many at a time, within limits and a budget, retried where that can help.
+"""Requests to an OpenAI-compatible endpoint: within limits and a budget, retried where that can help.
 
 Kept libraries do the waiting: `openai` the protocol (its own retries are off: they can't see the other requests),
 `tenacity` the retries (over `backoff`, which is archived), `aiolimiter` the requests and tokens a minute (a leaky
 bucket that takes any amount; `asyncio.Semaphore` knows no time, `throttled-py` wants a store for one process).
 """
 
+import argparse
 import asyncio
 import json
-import os
+import math
 import random
 import re
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 
-from create_dataset.pricing import Budget, BudgetReached, most_tokens
-from router_data import InputError
+from create_dataset.api_settings import (
+    is_this_machine,
+    make_client,
+    printable_address,
+    proxy_variable,
+    without_key,
+)
+from create_dataset.pricing import Budget, Reservation, Usage, max_usage
+from create_dataset.provider_errors import (
+    ProviderError,
+    error_in_choice,
+    error_inside,
+    read_error,
+    seconds_of,
+    substitute,
+)
+from router_data import InputError, retry_after
 
-DEFAULT_MODEL = "gpt-6-luna"
+if TYPE_CHECKING:
+    from aiolimiter import AsyncLimiter
+    from tenacity import RetryCallState
+
 TRIES = 10
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds, of the backoff
-LONGEST_PAUSE = 15 * 60.0  # seconds; an endpoint that asks for more is out of quota for now
-GRACE = 30.0  # seconds for the answers in flight when a run is stopped
-FAILURES_IN_A_ROW = 50  # then something is wrong with the run, not with the prompts
-DROPPABLE = ("reasoning_effort", "temperature", "top_logprobs", "logprobs", "response_format", "n")
-RETIRED_CODES = {"model_not_found", "model_deprecated", "model_retired", "DeploymentNotFound"}
-QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded"}
+FIRST_WAIT, MAX_WAIT = 1.0, 60.0  # seconds, of the backoff
+MAX_PAUSE = 15 * 60.0  # seconds; an endpoint that asks for more is out of quota for now
+MAX_REASONS_SAID = 5  # for retries
+LOOK_UP_SECONDS = 15.0  # for asking whether the model exists, a courtesy
+PASSING_STATUSES = {408, 409, 425}  # besides those of 500 and more
+GATEWAY_TIMEOUTS = {408, 504, 524}  # the model may have answered, so the request may be charged
 
 
 class StopRun(Exception):
     """The run can't go on; the message says why in one line."""
 
 
-class NoAnswer(Exception):
-    """This request has no usable answer; the message is the reason."""
+class AnswerMissing(Exception):
+    """This request has no usable answer; the message is the reason, `reply` what the model said instead."""
+
+    def __init__(self, reason: str, reply: str | None = None) -> None:
+        super().__init__(reason)
+        self.reply = reply
+
+
+class CutShort(Exception):
+    """A run that ends gave up the tries of this request; it may be asked again."""
 
 
 class _Retry(Exception):
-    """Worth another try; `after` is the wait the endpoint asked for, in seconds, `lost` whether it may be charged."""
+    """Worth another try; `after` is the wait asked for, in seconds, `limited` whether a rate limit is the reason."""
 
-    def __init__(self, reason: str, after: float | None = None, lost: bool = False, limited: bool = False) -> None:
+    def __init__(self, reason: str, after: float | None = None, limited: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.lost, self.limited = after, lost, limited
+        self.after, self.limited = after, limited
+
+
+class _ParameterRefused(Exception):
+    """The endpoint refused a parameter of ours; it is left out or replaced from now on."""
 
 
 @dataclass
@@ -56,15 +84,15 @@ class Choice:
     finish_reason: str | None = None
     refusal: str | None = None
     logprobs: list[dict] = field(default_factory=list)
+    error: object = None
 
 
 @dataclass
 class Reply:
-    """All answers to one request and the tokens it used."""
+    """All answers to one request, and the tokens it used; None where the endpoint doesn't say."""
 
     choices: list[Choice]
-    input_tokens: int
-    output_tokens: int
+    usage: Usage | None
 
 
 def parse_reply(body: object) -> Reply:
@@ -73,88 +101,162 @@ def parse_reply(body: object) -> Reply:
     Raises:
         ValueError: it is not one.
     """
-    try:
-        choices = [
-            Choice(
-                text=choice["message"].get("content") or "",
-                finish_reason=choice.get("finish_reason"),
-                refusal=choice["message"].get("refusal"),
-                logprobs=(choice.get("logprobs") or {}).get("content") or [],
-            )
-            for choice in body["choices"]
-        ]
-        usage = body.get("usage") or {}
-        return Reply(choices, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not a chat completion: {str(body)[:200]}") from error
+    body = body if isinstance(body, dict) else {"body": body}
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise ValueError(f"not a chat completion: {str(body)[:200]}")
+    read = list(map(_read_choice, choices))
+    return Reply(read, read_usage(body.get("usage"), any(choice.text for choice in read)))
 
 
-def model_name(flag: str | None) -> str:
-    """The model: the flag, else OPENAI_MODEL from the environment or .env, else the default."""
-    return flag or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
+def _read_choice(choice: dict) -> Choice:
+    message = next((choice[name] for name in ("message", "delta") if isinstance(choice.get(name), dict)), choice)
+    logprobs = choice.get("logprobs")
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    reason, refusal = str(choice.get("finish_reason") or "").lower(), message.get("refusal")
+    return Choice(
+        text=_text_of(message.get("content", message.get("text"))),
+        finish_reason=reason or None,
+        refusal=refusal if isinstance(refusal, str) else None,
+        logprobs=[token for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else [],
+        error=choice.get("error") or message.get("error") or ("ended in an error" if reason == "error" else None),
+    )
 
 
-class Endpoint:
-    """One endpoint with its limits; any number of tasks may `ask` it at once."""
+def _text_of(content: object) -> str:
+    """The text of a message's content; of a list of parts, those that are no thinking."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts if _is_answer(part))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _is_answer(part: object) -> bool:
+    return isinstance(part, str) or (isinstance(part, dict) and "text" in str(part.get("type", "text")))
+
+
+def read_usage(usage: object, has_text: bool = True) -> Usage | None:
+    """The tokens that a completion reports; None where it reports none, or what can't be true.
+
+    Thinking counts as output wherever it is reported: some providers count it in `total_tokens` only, some in
+    `reasoning_tokens` beside `completion_tokens`.
+
+    Args:
+        has_text: whether there is an answer, which takes a token at least.
+    """
+    if not isinstance(usage, dict):
+        return None
+    total = _token_count(usage, "total_tokens")
+    prompt = _token_count(usage, "prompt_tokens", "input_tokens")
+    answer = _token_count(usage, "completion_tokens", "output_tokens")
+    if answer is None and total and prompt is not None:
+        answer = total - prompt
+    if not prompt or answer is None or answer < has_text:
+        return None
+    details = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+    thinking = _token_count(details if isinstance(details, dict) else usage, "reasoning_tokens") or 0
+    answer = max(answer, (total or 0) - prompt)
+    return Usage(prompt, answer + (thinking if total is None or thinking > answer else 0))
+
+
+def _token_count(fields: dict, *names: str) -> int | None:
+    for name in names:
+        value = _number(fields.get(name))
+        if value is not None and value >= 0:
+            return int(value)
+    return None
+
+
+def add_request_flags(parser: argparse.ArgumentParser, max_in_flight: int, timeout: float) -> None:
+    """The flags about pace and money that `ChatClient.from_flags` and the programs read; with these defaults."""
+    # fmt: off
+    add = parser.add_argument_group("pace and money").add_argument
+    add("--max_in_flight", type=int, default=max_in_flight,
+        help="prompts worked on at the same time (default: %(default)s)")
+    add("--requests_per_minute", type=float, metavar="N", help="sent in any minute, at most (default: no bound)")
+    add("--tokens_per_minute", type=float, metavar="N", help="sent in any minute, at most (default: no bound)")
+    add("--timeout", type=float, default=timeout, metavar="SECONDS",
+        help="wait for an answer, at most (default: %(default)g)")
+    add("--dry_run", action="store_true", help="show rows, tokens, price and time; ask nothing")
+    add("--max_usd", type=float, metavar="USD",
+        help="stop before the output file has cost more, US dollars (default: no bound)")
+    # fmt: on
+
+
+def check_request_flags(args: argparse.Namespace) -> None:
+    """Refuse values of `add_request_flags` that can't work.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if args.max_in_flight < 1:
+        raise InputError("--max_in_flight must be at least 1")
+    for name in ("requests_per_minute", "tokens_per_minute", "timeout", "max_usd"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name} must be positive")
+
+
+class ChatClient:
+    """An endpoint with its limits; any number of tasks may `ask` it at once.
+
+    Attributes:
+        address: its URL, fit for printing.
+        substitutes: by model, the parameters it refused: the value that is sent instead, None where it is left out.
+        sending: tasks with a request under way.
+        stopping: set when a run ends: nothing is tried again.
+        say: is told what the user should know, in one line.
+    """
 
     def __init__(
-        self,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
-        timeout: float = 60.0,
-        say: Callable[[str], None] = print,
+        self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None, timeout: float = 60.0
     ) -> None:
         """`timeout`: seconds for one whole request.
 
         Raises:
-            InputError: OPENAI_API_KEY is not set.
+            InputError: the key, the address or a proxy can't be used.
         """
-        from aiolimiter import AsyncLimiter
-        from openai import AsyncOpenAI, Timeout
-
-        if not os.environ.get("OPENAI_API_KEY"):
-            raise InputError(
-                "no OPENAI_API_KEY: copy .env.example to .env and put your key there (for a local endpoint, any word "
-                "will do, and its address as OPENAI_BASE_URL)"
-            )
-        self.client = AsyncOpenAI(
-            base_url=os.environ.get("OPENAI_BASE_URL") or None,
-            max_retries=0,
-            timeout=Timeout(timeout, connect=min(timeout, 10.0)),
-        )
+        self.client = make_client(timeout, max_retries=0, is_async=True)
+        self.address = printable_address(str(self.client.base_url)).rstrip("/")
         self.timeout = timeout
-        self.say = say
-
-        def limiter(per_minute: float | None) -> AsyncLimiter | None:
-            if not per_minute:
-                return None
-            at_once = max(1, per_minute / 4)  # a bucket of a whole minute would double the first one
-            return AsyncLimiter(at_once, 60 * at_once / per_minute)
-
-        self._requests, self._tokens = limiter(requests_per_minute), limiter(tokens_per_minute)
-        self._paused_until = 0.0
-        self.dropped: dict[str, set[str]] = {}  # parameters a model refused
-        self.sending: set[asyncio.Task] = set()  # tasks with a request under way
+        self.say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+        self.substitutes: dict[str, dict[str, Any]] = {}
+        self.sending: set[asyncio.Task | None] = set()
         self.stopping = False
+        self._request_limit, self._token_limit = _limiter(requests_per_minute), _limiter(tokens_per_minute)
+        self._paused_until = 0.0
+        self._has_answered = False  # until then an unreadable answer may mean a wrong address
+        self._retried: set[str] = set()  # reasons that were said
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "ChatClient":
+        """The client that the flags of `add_request_flags` describe."""
+        return cls(args.requests_per_minute, args.tokens_per_minute, args.timeout)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
 
     async def check_model(self, model: str) -> None:
-        """Ask whether the model exists and for how long.
+        """Ask whether the model is about to be shut down; a courtesy, so only a wrong key or address stops a run.
 
         Raises:
-            StopRun: wrong key, no such model, retired, or the endpoint can't be reached.
+            StopRun: wrong key, a model that was shut down, or the endpoint can't be reached.
         """
         import openai
 
         try:
-            found = await self.client.models.retrieve(model)
+            found = await self.client.models.retrieve(model, timeout=min(self.timeout, LOOK_UP_SECONDS))
+        except openai.APITimeoutError:
+            return
         except openai.APIConnectionError as error:
-            raise StopRun(f"cannot reach {self.client.base_url} ({_cause(error)}); check OPENAI_BASE_URL") from error
+            raise StopRun(self._unreachable(error)) from error
         except openai.APIStatusError as error:
-            if error.status_code == 404 and error.code not in RETIRED_CODES:
-                return  # a compatible endpoint without this route
-            if error.status_code in (401, 403, 404, 410):
-                raise StopRun(self.refusal(error, model)) from error
-            return  # the first request will tell
+            told = read_error(error.status_code, error.response.text)
+            if told.status == 401 and "invalid_api_key" in told.codes:
+                raise StopRun(self.refusal(told, model)) from error
+            return  # a key without this right can still label, and not every endpoint has this route
         except (ValueError, openai.OpenAIError):
             return
         ends = str(getattr(found, "shutdown_date", None) or "")[:10]
@@ -163,56 +265,54 @@ class Endpoint:
                 raise StopRun(f"the model {model} was shut down on {ends}; choose another with --model")
             self.say(f"note: {model} will be shut down on {ends}")
 
-    async def ask(self, request: dict, budget: Budget) -> Reply:
-        """Send a chat completion, again where that can help; `budget` bounds and counts its cost.
+    async def ask(self, request: dict, budget: Budget, usage: Usage) -> Reply:
+        """Send a chat completion, again where that can help.
 
         Args:
             request: the body; `max_completion_tokens` is required, parameters the model refused are left out.
+            budget: bounds and counts the cost.
+            usage: what all tries used is added to it, upper bounds where the endpoint doesn't say.
 
         Raises:
-            StopRun, BudgetReached: the run must end. NoAnswer: this request can't be answered.
+            StopRun, BudgetReached: the run must end. AnswerMissing: this request can't be answered. CutShort: the
+                run ended meanwhile.
         """
         from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, _Retry) and not self.stopping),
             stop=stop_after_attempt(TRIES),
-            wait=_wait,
+            wait=_seconds_to_wait,
+            before_sleep=self._say_retry,
             reraise=True,
         )
         try:
-            return await retrying(self._ask_once, request, budget)
+            return await retrying(self._ask_once, request, budget, usage)
         except _Retry as error:
-            if error.limited and not self.stopping:
+            if self.stopping:
+                raise CutShort from error
+            if error.limited:
                 raise StopRun(f"the endpoint still limits the rate after {TRIES} tries ({error})") from error
-            raise NoAnswer(f"{error}, after {retrying.statistics['attempt_number']} tries") from error
+            raise AnswerMissing(f"{error}, after {retrying.statistics['attempt_number']} tries") from error
 
-    async def _ask_once(self, request: dict, budget: Budget) -> Reply:
-        body = self.without_refused(request)
-        most_input = most_tokens(json.dumps(body, ensure_ascii=False))
-        most_output = request["max_completion_tokens"] * body.get("n", 1)
-        await self._wait_for_a_turn(most_input / 4 + most_output)
-        reserved = await budget.reserve(most_input, most_output)
-        used, lost = (0, 0), True  # a request that ends in any unforeseen way may have been charged
-        task = asyncio.current_task()
-        self.sending.add(task)
-        try:
-            reply = await self._send(body)
-            used, lost = (reply.input_tokens, reply.output_tokens), False
-            return reply
-        except _Retry as error:
-            lost = error.lost
-            raise
-        except (StopRun, NoAnswer, _ParameterRefused) as error:
-            lost = False
-            if not isinstance(error, _ParameterRefused):
-                raise
-        finally:
-            self.sending.discard(task)
-            budget.settle(reserved, *used, lost=lost)
-        return await self._ask_once(request, budget)  # now without the refused parameter
+    async def _ask_once(self, request: dict, budget: Budget, usage: Usage) -> Reply:
+        """One try, repeated at once where the endpoint refuses a parameter."""
+        while True:
+            body = self.supported_parameters(request)
+            bound = max_usage(body, request["max_completion_tokens"])
+            await self._acquire_rate_limit(bound.input_tokens / 4 + bound.output_tokens)
+            async with budget.reserve(bound) as reservation:
+                task = asyncio.current_task()
+                self.sending.add(task)
+                try:
+                    return await self._send(body, reservation)
+                except _ParameterRefused:
+                    continue
+                finally:
+                    self.sending.discard(task)
+                    usage += reservation.used
 
-    async def _send(self, body: dict) -> Reply:
+    async def _send(self, body: dict, reservation: Reservation) -> Reply:
         import httpx2
         import openai
 
@@ -220,69 +320,84 @@ class Endpoint:
             async with asyncio.timeout(self.timeout):  # the client's own bounds each read, not the whole
                 # `chat.completions.create` walks through the body's types first, a third of all the work
                 answer = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-            reply = parse_reply(json.loads(answer.text))
-            self._heed_headers(answer.headers, reply.input_tokens + reply.output_tokens)
-            return reply
+            return self._read(answer, body, reservation)
         except (TimeoutError, openai.APITimeoutError) as error:
-            raise _Retry(f"no answer within {self.timeout:g} s", lost=True) from error
+            raise _Retry(f"no answer within {self.timeout:g} s") from error
         except openai.APIConnectionError as error:
-            refused = "connect" in type(error.__cause__).__name__.lower()
-            raise _Retry(f"connection failed ({_cause(error)})", lost=not refused) from error
+            if "connect" in type(error.__cause__).__name__.lower():
+                reservation.used = Usage()  # it never left
+            raise _Retry(f"connection failed ({_cause(error)})") from error
         except openai.APIStatusError as error:
-            raise self._judge(error, body) from error
-        except ValueError as error:
-            raise _Retry(f"broken answer ({str(error)[:200]})", lost=True) from error
+            if error.status_code not in GATEWAY_TIMEOUTS:
+                reservation.used = Usage()
+            told = read_error(error.status_code, error.response.text)
+            raise self._classify_error(told, body, retry_after(error.response.headers)) from error
 
-    def _judge(self, error, body: dict) -> Exception:
-        """What a refusal by HTTP status means: stop, try again, leave out a parameter, or give up this request."""
-        status, code, message = error.status_code, str(error.code or ""), self.message(error)
-        if status in (401, 402, 403, 404, 410) or code in RETIRED_CODES:
+    def _read(self, answer: Any, body: dict, reservation: Reservation) -> Reply:
+        """The reply under status 200, or what the error inside it means; sets what was used."""
+        try:
+            content = json.loads(answer.text)
+            if error := error_inside(content):
+                reservation.used = (
+                    read_usage(content.get("usage"), False) or Usage() if isinstance(content, dict) else Usage()
+                )
+                raise self._classify_error(error, body, retry_after(answer.headers))
+            reply = parse_reply(content)
+        except ValueError as error:
+            if answer.text.lstrip().startswith("<") and not self._has_answered:
+                raise StopRun(
+                    f"{self.address} answers with a web page, not with JSON; {self._mend_address()}"
+                ) from error
+            raise _Retry(f"broken answer ({without_key(str(error))[:200]})") from error
+        reservation.used = reply.usage or reservation.bound
+        self._apply_rate_limit_headers(answer.headers, reservation.used)
+        errors = [choice.error for choice in reply.choices if choice.error]
+        if errors and len(errors) == len(reply.choices):
+            raise self._classify_error(error_in_choice(errors[0]), body, retry_after(answer.headers))
+        self._has_answered = True
+        return reply
+
+    def _classify_error(self, error: ProviderError, body: dict, after: float | None) -> Exception:
+        """What an error means: stop, try again, do without a parameter, or give up this request."""
+        after = error.wait if after is None else after
+        if error.is_filter:
+            return AnswerMissing(f"stopped by the content filter ({error})")
+        if error.is_out_of_quota or error.is_model_gone or error.status in (401, 403, 404, 405, 410):
             return StopRun(self.refusal(error, body["model"]))
-        if status == 429:
-            if code in QUOTA_CODES or error.type in QUOTA_CODES:
-                return StopRun("the quota of this key is used up; add credit, then resume")
-            after = _retry_after(error.response.headers)
-            if after is not None and after > LONGEST_PAUSE:
+        if error.status == 429:
+            if after is not None and after > MAX_PAUSE:
                 return StopRun(f"the endpoint asks to wait {after / 60:.0f} minutes; resume later")
             self._pause(after if after is not None else FIRST_WAIT)
-            return _Retry("HTTP 429, rate limit", after, limited=True)
-        if status >= 500 or status in (408, 409):
-            return _Retry(f"HTTP {status}", _retry_after(error.response.headers))
-        if "content_filter" in code or "content_filter" in message or "content management policy" in message:
-            return NoAnswer("stopped by the content filter")
-        parameter = self._refused_parameter(error, body)
-        if parameter:
-            self.drop(body["model"], parameter)
+            return _Retry(str(error), after, limited=True)
+        if error.status >= 500 or error.status in PASSING_STATUSES:
+            return _Retry(str(error), after)
+        if parameter := error.refused_parameter(body):
+            self.mark_unsupported(body["model"], parameter, body[parameter], error.message)
             return _ParameterRefused(parameter)
-        return NoAnswer(f"HTTP {status}: {message[:200]}")
+        return AnswerMissing(str(error))
 
-    @staticmethod
-    def _refused_parameter(error, body: dict) -> str | None:
-        """The parameter of ours that a 400 or 422 complains about, if it can be done without."""
-        if error.status_code not in (400, 422) or "context_length" in str(error.code):
-            return None
-        named = str(error.param or "").split(".")[0].split("[")[0]
-        candidates = [p for p in (*DROPPABLE, "max_completion_tokens") if p in body]
-        if named in candidates:
-            return named
-        # without a `param`, or with one such as "extra_forbidden": the first of ours that the message quotes
-        return next((p for p in candidates if re.search(rf"(?<![\w]){p}(?![\w])", str(error.message))), None)
+    def mark_unsupported(self, model: str, parameter: str, value: Any, reason: str) -> None:
+        """Do without a value that a model refused from now on, and say so once.
 
-    def drop(self, model: str, parameter: str) -> None:
-        """Leave out a parameter that a model refused from now on, and say so once."""
-        dropped = self.dropped.setdefault(model, set())
-        if parameter not in dropped:
-            dropped.add(parameter)
-            instead = "; sending max_tokens" if parameter == "max_completion_tokens" else ""
-            self.say(f"note: {model} refuses '{parameter}': left out from now on{instead}")
-        if parameter == "logprobs":
-            dropped.add("top_logprobs")
+        What the reason names instead is sent from then on: the least effort, the most log probabilities.
+        """
+        substitutes = self.substitutes.setdefault(model, {})
+        if parameter in substitutes and substitutes[parameter] != value:
+            return  # another request was told before
+        substitutes[parameter] = substitute(parameter, value, reason)
+        told = f" ({reason[:200]})" if reason else ""
+        if substitutes[parameter] is not None:
+            self.say(f"note: {model} refuses {parameter} {value!r}{told}: sending {substitutes[parameter]!r}")
+            return
+        instead = "; sending max_tokens" if parameter == "max_completion_tokens" else ""
+        self.say(f"note: {model} refuses '{parameter}'{told}: left out from now on{instead}")
 
-    def without_refused(self, request: dict) -> dict:
-        """The body without the parameters that its model refused."""
-        dropped = self.dropped.get(request["model"], set())
-        body = {name: value for name, value in request.items() if name not in dropped}
-        if "max_completion_tokens" in dropped:
+    def supported_parameters(self, request: dict) -> dict:
+        """The body with what its model takes: refused parameters left out or replaced."""
+        substitutes = self.substitutes.get(request["model"], {})
+        body = {name: substitutes.get(name, value) for name, value in request.items()}
+        body = {name: value for name, value in body.items() if value is not None}
+        if "max_completion_tokens" not in body:
             body["max_tokens"] = request["max_completion_tokens"]
         if body.get("n") == 1:
             del body["n"]
@@ -290,175 +405,87 @@ class Endpoint:
             body.pop("top_logprobs", None)
         return body
 
-    def refusal(self, error, model: str) -> str:
-        """What a 401 to 404 means and what to do, in one line."""
-        if error.status_code == 401:
-            return f"the endpoint {self.client.base_url} refuses the key; check OPENAI_API_KEY"
-        if error.status_code == 402:
-            return "the credit of this key is used up; add some, then resume"
-        if error.status_code == 403:
-            return f"this key may not use {model} ({self.message(error)[:200]})"
-        return f"no model {model} at {self.client.base_url}, or it is retired; choose another with --model"
+    def refusal(self, error: ProviderError, model: str) -> str:
+        """What an error that no prompt is to blame for means and what to do, in one line."""
+        told = f" ({error})" if error.message else ""
+        if error.is_out_of_quota:
+            return f"the quota of this key is used up, or its credit{told}; add credit, then resume"
+        if error.status == 401:
+            return f"the endpoint {self.address} refuses the key{told}; check OPENAI_API_KEY"
+        if error.status == 403:
+            return f"this key may not use {model}{told}"
+        gone = f"no model {model} at {self.address}, or it is retired{told}"
+        return f"{gone}; choose another with --model, or {self._mend_address()}"
 
-    def message(self, error) -> str:
-        """The endpoint's own message on one line, without the key."""
-        body = error.body if isinstance(error.body, dict) else {}
-        message = " ".join(str(body.get("message") or error.message or "").split())
-        return message.replace(self.client.api_key or "\0", "***")
+    def _mend_address(self) -> str:
+        if re.search(r"/v\d", self.address):
+            return "check OPENAI_BASE_URL"
+        return f"check OPENAI_BASE_URL: should it be {self.address}/v1?"
 
-    async def _wait_for_a_turn(self, tokens: float) -> None:
+    def _unreachable(self, error: Exception) -> str:
+        proxy = None if is_this_machine(self.address) else proxy_variable()
+        way, check = (f" through the proxy of {proxy}", f" and {proxy}") if proxy else ("", "")
+        return f"cannot reach {self.address}{way} ({_cause(error)}); check OPENAI_BASE_URL{check}"
+
+    def _say_retry(self, state: "RetryCallState") -> None:
+        """Say each reason for a retry once, when it has not passed by the second try."""
+        reason = str(state.outcome.exception()) if state.outcome else ""
+        if state.attempt_number == 2 and reason not in self._retried and len(self._retried) < MAX_REASONS_SAID:
+            self._retried.add(reason)
+            self.say(f"note: {reason}; trying up to {TRIES} times")
+
+    async def _acquire_rate_limit(self, tokens: float) -> None:
         """Wait for the pause the endpoint asked for and for the limits; `tokens` is the request's size."""
-        if self._requests:
-            await self._requests.acquire()
-        if self._tokens:
-            await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+        if self._request_limit:
+            await self._request_limit.acquire()
+        if self._token_limit:
+            await self._token_limit.acquire(min(tokens, self._token_limit.max_rate))
         loop = asyncio.get_running_loop()
         while (wait := self._paused_until - loop.time()) > 0:
             await asyncio.sleep(wait * random.uniform(1.0, 1.2) + 0.001)  # not all at the same moment
 
     def _pause(self, seconds: float) -> None:
-        until = asyncio.get_running_loop().time() + min(seconds, LONGEST_PAUSE)
+        until = asyncio.get_running_loop().time() + min(seconds, MAX_PAUSE)
         self._paused_until = max(self._paused_until, until)
 
-    def _heed_headers(self, headers, tokens: int) -> None:
+    def _apply_rate_limit_headers(self, headers: Any, used: Usage) -> None:
         """Slow down before a limit is hit: pause until all that is in flight, at this request's size, fits again."""
-        for kind, size in (("requests", 1), ("tokens", tokens)):
+        for kind, size in (("requests", 1), ("tokens", used.input_tokens + used.output_tokens)):
             limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
             left = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
-            reset = _duration(headers.get(f"x-ratelimit-reset-{kind}"))  # until `left` is back at `limit`
+            reset = seconds_of(headers.get(f"x-ratelimit-reset-{kind}"))  # until `left` is back at `limit`
             needed = len(self.sending) * size
             if limit and left is not None and reset and left < min(needed, limit):
                 self._pause(min(reset, (needed - left) * reset / (limit - left)))
 
 
-class _ParameterRefused(Exception):
-    """The endpoint named a parameter of ours that it doesn't take."""
+def _limiter(per_minute: float | None) -> "AsyncLimiter | None":
+    from aiolimiter import AsyncLimiter
 
-
-def _wait(state) -> float:
-    """Seconds before the next try: what the endpoint asked for, else exponential; always with jitter."""
-    asked = state.outcome.exception().after
-    if asked is not None:
-        return asked * random.uniform(1.0, 1.2)
-    return random.uniform(0.5, 1.0) * min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1))
-
-
-def _retry_after(headers) -> float | None:
-    """Seconds from `retry-after-ms` or `Retry-After` (seconds or a date), None without one."""
-    milliseconds, value = _number(headers.get("retry-after-ms")), headers.get("retry-after")
-    if milliseconds is not None:
-        return max(0.0, milliseconds / 1000)
-    if value is None or _number(value) is not None:
-        return None if value is None else max(0.0, _number(value))
-    with suppress(ValueError, TypeError):
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    return None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
+    if not per_minute:
         return None
+    at_once = max(1, per_minute / 4)  # a bucket of a whole minute would double the first one
+    return AsyncLimiter(at_once, 60 * at_once / per_minute)
 
 
-def _duration(text: str | None) -> float | None:
-    """Seconds of OpenAI's durations: "1s", "6m0s", "120ms", or a bare number of seconds."""
-    if _number(text) is not None:
-        return _number(text)
-    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", text or "")
-    return sum(float(value) * units[unit] for value, unit in parts) if parts else None
+def _seconds_to_wait(state: "RetryCallState") -> float:
+    """Seconds before the next try: what the endpoint asked for, else exponential; always with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    after = getattr(error, "after", None)
+    if after is not None:
+        return after * random.uniform(1.0, 1.2)
+    return random.uniform(0.5, 1.0) * min(MAX_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1))
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or a text that is one; else None."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return (str(cause) or type(cause).__name__).splitlines()[0][:120]
-
-
-# --- many at a time --------------------------------------------------------------------------------------------------
-
-
-class Run:
-    """Works through items, many at a time, and ends in order: all done, stopped, interrupted or out of budget."""
-
-    def __init__(self, endpoint: Endpoint, max_in_flight: int) -> None:
-        self.endpoint, self.max_in_flight = endpoint, max_in_flight
-        self.reason: str | None = None  # why it ended early
-        self.exit_code = 0
-        self.failures_in_a_row = 0
-        self._stop = asyncio.Event()
-
-    def stop(self, reason: str, exit_code: int = 1) -> None:
-        """Send nothing new; the answers in flight are waited for. A second call doesn't wait any more."""
-        if self._stop.is_set():
-            if exit_code > 128:
-                for task in self._tasks:
-                    task.cancel()
-            return
-        self.reason, self.exit_code = reason, exit_code
-        self.endpoint.stopping = True
-        self._stop.set()
-
-    def count(self, failed: bool, reason: str = "") -> None:
-        """Note how an item went; too many failures in a row stop the run."""
-        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
-        if self.failures_in_a_row == FAILURES_IN_A_ROW:
-            self.stop(f"{FAILURES_IN_A_ROW} failures in a row, the last: {reason}")
-
-    async def work_through(self, items: Iterable, work: Callable[[object], Awaitable[None]]) -> None:
-        """Call `work` on each item, at most `max_in_flight` at a time.
-
-        The first goes alone: it shows a wrong key or a refused parameter once, not `max_in_flight` times.
-        """
-        items = iter(items)
-        loop = asyncio.get_running_loop()
-        for name in ("SIGINT", "SIGTERM"):
-            number = getattr(signal, name)
-            with suppress(NotImplementedError, ValueError):  # Windows, and threads other than the main one
-                loop.add_signal_handler(number, self._interrupt, name, 128 + number)
-
-        async def worker(at_most: int | None = None) -> None:
-            for count, item in enumerate(items, 1):
-                if self._stop.is_set():
-                    return
-                try:
-                    await work(item)
-                except BudgetReached:
-                    self.stop("the next request could pass --max_usd", exit_code=0)
-                except (StopRun, InputError) as error:
-                    self.stop(str(error))
-                except asyncio.CancelledError:
-                    if not self._stop.is_set():
-                        raise
-                    return
-                if count == at_most:
-                    return
-
-        try:
-            self._tasks = {asyncio.create_task(worker(at_most=1))}
-            await self._until_done()
-            self._tasks = {asyncio.create_task(worker()) for _ in range(self.max_in_flight)}
-            await self._until_done()
-        finally:
-            for name in ("SIGINT", "SIGTERM"):
-                with suppress(NotImplementedError, ValueError):
-                    loop.remove_signal_handler(getattr(signal, name))
-
-    def _interrupt(self, name: str, exit_code: int) -> None:
-        if not self._stop.is_set():
-            print(f"\n{name}: waiting for the answers in flight; once more to stop at once", file=sys.stderr)
-        self.stop(f"interrupted by {name}", exit_code)
-
-    async def _until_done(self) -> None:
-        stopped = asyncio.create_task(self._stop.wait())
-        everything = asyncio.gather(*self._tasks)
-        await asyncio.wait({stopped, everything}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not everything.done():
-            for task in self._tasks - self.endpoint.sending:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=GRACE)
-            for task in self._tasks:
-                task.cancel()
-        await everything
+    return without_key((str(cause) or type(cause).__name__).splitlines()[0])[:120]

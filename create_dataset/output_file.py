@@ -1,61 +1,68 @@
 """The file that a paid run appends to: one run at a time, each row on disk at once, resumed from its own rows."""
 
+import argparse
 import json
-import os
+from collections import defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-from create_dataset.pricing import BATCH_DISCOUNT
-from router_data import InputError, encode_row, short_sha256, normalise_prompt
+from create_dataset.pricing import BATCH_DISCOUNT, Usage
+from router_data import DATASETS_DIR, InputError, RowAppender, dedup_key
 
 
-def timestamp() -> str:
-    """Now, for file names: 20240722T133228, UTC."""
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-
-
-def now() -> str:
-    """Now, for rows: ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where a run writes."""
+    # fmt: off
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, default=DATASETS_DIR, help="folder of the new file (default: ./%(default)s)")
+    add("--output_file", type=Path, metavar="FILE",
+        help="write to this file instead; where it exists, the run is resumed (default: a new file in --output_dir)")
+    # fmt: on
 
 
 class OutputFile:
     """Appends rows to `path` and failures to `failures-<name>` beside it; use it in a `with` block.
 
-    Every row is one unbuffered write, so a kill loses at most the row being written; its torn line is cut off when
-    the file is opened again. A lock of the operating system, gone with the process, keeps a second run out.
+    A kill loses at most the row being written (`router_data.RowAppender`). A lock of the operating system, gone with
+    the process, keeps a second run out.
 
     Attributes:
-        done: the keys (`dedup_key`) of the rows already there.
+        provenance: what marks the rows of this run: labelled_by and labelling_prompt.
+        done: the keys (`dedup_key`) of this provenance's rows that are there already.
+        rows_of_other_runs: how many rows have another provenance.
         failed_in_batch: the keys of failures of the Batch API, each with its batch.
-        input_tokens, output_tokens: what the rows and failures already there used (batches at their discount).
+        usage: what the rows and failures already there used (batches at their discount).
+        usage_by_role: the same, where rows say it for each of several models.
     """
 
     def __init__(self, path: str | Path, labelled_by: str, labelling_prompt: str) -> None:
+        """Nothing is opened yet; `labelling_prompt` is `short_sha256` of its text."""
         self.path = Path(path)
         self.failures_path = self.path.with_name(f"failures-{self.path.name}")
-        self.marks = {"labelled_by": labelled_by, "labelling_prompt": labelling_prompt}
+        self.provenance = {"labelled_by": labelled_by, "labelling_prompt": labelling_prompt}
         self.done: set[str] = set()
         self.failed_in_batch: set[tuple[str, str]] = set()
-        self.foreign_rows = self.input_tokens = self.output_tokens = 0
+        self.rows_of_other_runs = 0
+        self.usage = Usage()
+        self.usage_by_role: defaultdict[str, Usage] = defaultdict(Usage)
 
     def __enter__(self) -> "OutputFile":
         from filelock import FileLock, Timeout
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(f"another run is writing to {self.path}; wait for it, or name another file") from error
-        self._files: list = []
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        self._appenders: list[RowAppender] = []
         try:
-            self._open()
-        except BaseException as error:
+            self._appenders = [RowAppender(path, {"prompt"}) for path in (self.path, self.failures_path)]
+            self._read_back()
+        except BaseException:
             self._close()
-            if isinstance(error, OSError):
-                raise InputError(f"cannot write {self.path}: {error.strerror}") from error
             raise
         return self
 
@@ -64,84 +71,47 @@ class OutputFile:
             self.failures_path.unlink()
         self._close()
 
-    def _open(self) -> None:
-        for path in (self.path, self.failures_path):
-            self._files.append(open(path, "ab", buffering=0))  # noqa: SIM115
-        for row in self._read_back(self.path):
-            self._count_tokens(row)
-            if all(row.get(name) == value for name, value in self.marks.items()):
+    def _close(self) -> None:
+        for appender in self._appenders:
+            appender.close()
+        self._lock.release()
+
+    def _read_back(self) -> None:
+        """Take up where earlier runs ended."""
+        for row in _rows(self.path):
+            self._count_usage(row)
+            if all(row.get(name) == value for name, value in self.provenance.items()):
                 self.done.add(dedup_key(row["prompt"]))
             else:
-                self.foreign_rows += 1
-        for row in self._read_back(self.failures_path):
-            self._count_tokens(row)
+                self.rows_of_other_runs += 1
+        for row in _rows(self.failures_path):
+            self._count_usage(row)
             if row.get("batch"):
                 self.failed_in_batch.add((dedup_key(row["prompt"]), row["batch"]))
 
-    def _close(self) -> None:
-        for file in self._files:
-            file.close()
-        self._lock.release()
-
-    def _count_tokens(self, row: dict) -> None:
-        share = BATCH_DISCOUNT if row.get("batch") else 1
-        self.input_tokens += share * (row.get("input_tokens") or 0)
-        self.output_tokens += share * (row.get("output_tokens") or 0)
-
-    def _read_back(self, path: Path) -> Iterator[dict]:
-        """The rows of an earlier run; a torn last line is cut off first."""
-        cut_torn_line(path)
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    row["prompt"].strip()
-                    yield row
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    if line.strip():
-                        raise InputError(f"{path}, line {number}: not a row; mend or delete the line") from error
+    def _count_usage(self, row: dict) -> None:
+        self.usage += Usage.of_row(row) * (BATCH_DISCOUNT if row.get("batch") else 1)
+        for role, tokens in (row.get("usage") or {}).items():
+            self.usage_by_role[role] += Usage.of_row(tokens)
 
     def append(self, row: dict) -> None:
         """Write a labelled row; once this returns, a kill doesn't lose it."""
-        write_whole(self._files[0], encode_row(row | self.marks), self.path)
+        self._appenders[0].append(row | self.provenance)
         self.done.add(dedup_key(row["prompt"]))
 
     def append_failure(self, row: dict) -> None:
         """Write a prompt that got no label, and why."""
-        write_whole(self._files[1], encode_row(row | self.marks), self.failures_path)
+        self._appenders[1].append(row | self.provenance)
 
 
-def dedup_key(prompt: str) -> str:
-    """The key by which a prompt is found again in a file of rows."""
-    return short_sha256(normalise_prompt(prompt))
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cut off what stands behind the last newline: a line that a kill left half written."""
-    with open(path, "rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            end = start + newline + 1 if newline >= 0 else start
-            if newline >= 0:
-                break
-        if end < size:
-            file.truncate(end)
-
-
-def write_whole(file, line: bytes, path: Path) -> None:
-    """Write the line whole or not at all.
-
-    Raises:
-        InputError: the disk is full or gone; what had been written of the line is taken back.
-    """
-    before = os.fstat(file.fileno()).st_size
-    try:
-        rest = memoryview(line)
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        file.truncate(before)
-        raise InputError(f"cannot write {path}: {error.strerror}; free some space, then resume") from error
+def _rows(path: Path) -> Iterator[dict]:
+    """The rows of an earlier run."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                row["prompt"].strip()
+                yield row
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if line.strip():
+                    raise InputError(f"{path}, line {number}: not a row; mend or delete the line") from error

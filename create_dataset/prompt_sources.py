@@ -1,31 +1,35 @@
-"""Where prompts come from: reading any data set row by row, filtering, dropping repeats, drawing a sample by seed.
+"""Where prompts come from: hub data sets and local files, filters, and a draw by seed.
 
-One pass over the data and little memory, however long the data set is: what may be drawn is kept in a temporary file
-on disk, and per prompt only 8 bytes of a hash, a rank and an offset stay in memory.
+One pass over the data, in little memory however long the data set is: what may be drawn waits in a temporary SQLite
+file, so a million rows take 75 MB and hardly longer than parsing them.
 """
 
-import csv
-import gzip
+import argparse
 import hashlib
-import json
-import os
-import tempfile
+import sqlite3
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from create_dataset.output_file import dedup_key
-from router_data import InputError, expand_paths, shingles, normalise_prompt
+from prompt_files import Record, first_user_turn, is_local, prompt_in, read_records
+from router_data import (
+    QUESTIONS_FILE,
+    InputError,
+    LabelledQuestion,
+    NearDuplicateIndex,
+    Progress,
+    dedup_key,
+    normalise_prompt,
+    read_rows,
+)
 
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "text", "query", "input")
-CONVERSATION_COLUMNS = ("conversation", "conversations", "messages")
+DATASET = "lmsys/lmsys-chat-1m"
 ID_COLUMNS = ("conversation_id", "question_id", "id", "source_id")
 HUB_SPLIT = "train"
-NEAR_DUPLICATE_SIMILARITY = 0.8
-SIGNATURE_SIZE = 64  # hashes per MinHash signature
+INDEX_CACHE_KIB = 32_000  # holds the index of a million ranks; with less, every insert reads the disk
 
 
 class Prompt(NamedTuple):
@@ -36,106 +40,64 @@ class Prompt(NamedTuple):
     source_id: str
 
 
-class Record(NamedTuple):
-    """A row of a data set, before anything is known about it."""
+def add_prompt_flags(parser: argparse.ArgumentParser, limit: int) -> None:
+    """The flags from which `draw` takes the prompts; `limit` is the default of --limit."""
+    # fmt: off
+    add = parser.add_argument_group("prompts").add_argument
+    add("--dataset", nargs="+", default=[DATASET], metavar="NAME",
+        help=f"hub id, or local files, folders or globs: JSONL, JSON, CSV, parquet, ... (default: {DATASET})")
+    add("--prompt_column", metavar="NAME", help="column of the prompts (default: the usual names)")
+    add("--limit", type=int, default=limit, help="prompts to draw at random; 0 is all (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    add("--languages", nargs="+", default=["English"], metavar="NAME",
+        help="languages to keep where the data names them, or 'all' (default: English, which bert-base-uncased reads)")
+    add("--max_characters", type=int, default=8000, help="longer prompts are dropped (default: %(default)s)")
+    add("--drop_near_duplicates", action="store_true", help="also drop prompts that are nearly alike (MinHash)")
+    add("--questions_file", type=Path, default=QUESTIONS_FILE,
+        help="stage 1's questions, which are never labelled as training rows (default: %(default)s)")
+    # fmt: on
 
-    fields: dict
-    source: str
-    number: int
+
+def check_prompt_flags(args: argparse.Namespace) -> None:
+    """Refuse values of `add_prompt_flags` that can't work.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if args.limit < 0:
+        raise InputError("--limit must not be negative; 0 is all")
+    if args.max_characters < 1:
+        raise InputError("--max_characters must be at least 1")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_records(datasets: Iterable[str]) -> Iterator[Record]:
-    """The rows of hub data sets (streamed) and of local JSONL, CSV or parquet files, one at a time.
+def read_data_sets(names: Iterable[str]) -> Iterator[Record]:
+    """The rows of hub data sets (streamed) and of local files, one at a time.
 
     Raises:
         InputError: no such file, an unknown kind of file, a malformed line (named), or a hub that refuses or is away.
     """
-    for dataset in datasets:
-        yield from _read_files(dataset) if looks_local(dataset) else _read_hub(dataset)
+    for name in names:
+        yield from read_records([name]) if is_local(name) else _read_hub(name)
 
 
-def _read_files(dataset: str) -> Iterator[Record]:
-    for path in expand_paths([str(Path(dataset) / "*.parquet") if os.path.isdir(dataset) else dataset]):
-        read = READERS.get(path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix)
-        if read is None:
-            raise InputError(f"{path}: don't know how to read '{path.suffix}' files; use .jsonl, .csv or .parquet")
-        for number, fields in enumerate(read(path), 1):
-            yield Record(fields, path.name, number)
-
-
-def looks_local(dataset: str) -> bool:
-    """Whether the name means files here rather than a data set of the hub."""
-    return os.path.exists(dataset) or "*" in dataset or Path(dataset.removesuffix(".gz")).suffix in READERS
-
-
-def _open_text(path: Path):
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-
-
-def _read_jsonl(path: Path) -> Iterator[dict]:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error}); mend or delete the line") from error
-            if not isinstance(fields, dict):
-                raise InputError(f"{path}, line {number}: not a JSON object; mend or delete the line")
-            yield fields
-
-
-def _read_csv(path: Path) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        try:
-            yield from csv.DictReader(file)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-
-
-def _read_parquet(path: Path) -> Iterator[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: not a parquet file ({error})") from error
-
-
-def _read_hub(dataset: str) -> Iterator[Record]:
+def _read_hub(name: str) -> Iterator[Record]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        rows = load_dataset(dataset, split=HUB_SPLIT, streaming=True)
-        for number, fields in enumerate(rows, 1):
-            yield Record(fields, dataset, number)
+        for number, fields in enumerate(load_dataset(name, split=HUB_SPLIT, streaming=True), 1):
+            yield Record(fields, name, number)
     except DatasetNotFoundError as error:
         raise InputError(
-            f"cannot read {dataset}: there is no such data set or file, or it is gated; if gated, accept its terms at "
-            f"https://huggingface.co/datasets/{dataset} and put a read token as HF_TOKEN in .env"
+            f"cannot read {name}: there is no such data set or file, or it is gated; if gated, accept its terms at "
+            f"https://huggingface.co/datasets/{name} and put a read token as HF_TOKEN in .env"
         ) from error
     except Exception as error:  # the hub client raises a dozen kinds, most of them for a network that is away
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"cannot read {dataset} from the hub ({reason}); --dataset also takes a local file") from error
-
-
-READERS: dict[str, Callable[[Path], Iterator[dict]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
+        raise InputError(f"cannot read {name} from the hub ({reason}); --dataset also takes a local file") from error
 
 
 # --- filtering -------------------------------------------------------------------------------------------------------
@@ -148,27 +110,33 @@ class Filters:
     prompt_column: str | None = None
     languages: frozenset[str] = frozenset()  # casefolded; empty keeps all
     max_characters: int = 8000
-    excluded_keys: frozenset[str] = frozenset()  # the benchmark's questions
-    dropped: Counter = field(default_factory=Counter)
+    excluded_keys: frozenset[str] = frozenset()  # `normalise_prompt` of the benchmark's questions
+    dropped: Counter[str] = field(default_factory=Counter)
     rows: int = 0
-    _seen: set[int] = field(default_factory=set, repr=False)
 
-    def prompts(self, records: Iterable[Record]) -> Iterator[tuple[Prompt, int]]:
-        """The prompts that pass, each with the 64-bit hash of its key; repeats (up to case and space) once."""
+    def prompts(self, records: Iterable[Record]) -> Iterator[Prompt]:
+        """The prompts that pass, repeats included.
+
+        Raises:
+            InputError: the first row has no column that could hold a prompt; later ones are dropped.
+        """
         for record in records:
             self.rows += 1
-            text = self.first_prompt(record)
-            key = normalise_prompt(text)
-            digest = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())
-            reason = self.reason_to_drop(record.fields, text, key) or (digest in self._seen and "repeated")
-            if reason:
+            try:
+                text = first_user_turn(prompt_in(record.fields, self.prompt_column))
+            except InputError as error:
+                if self.rows == 1:
+                    raise InputError(f"{record.source}, row {record.number}: {error}") from error
+                text = ""
+            if reason := self.reason_to_drop(record.fields, text):
                 self.dropped[reason] += 1
                 continue
-            self._seen.add(digest)
             source_id = next((record.fields[c] for c in ID_COLUMNS if record.fields.get(c)), record.number)
-            yield Prompt(text, record.source, str(source_id)), digest
+            yield Prompt(text, record.source, str(source_id).encode("utf-8", "replace").decode())
 
-    def reason_to_drop(self, fields: dict, text: str, key: str) -> str | None:
+    def reason_to_drop(self, fields: dict, text: str) -> str | None:
+        """Why a row is dropped; None where it is kept."""
+        key = normalise_prompt(text)
         if not key:
             return "blank or no prompt"
         if is_flagged(fields.get("openai_moderation")):
@@ -182,44 +150,6 @@ class Filters:
             return f"longer than {self.max_characters} characters"
         return "MT-Bench question" if key in self.excluded_keys else None
 
-    def first_prompt(self, record: Record) -> str:
-        """What the user typed first; empty where the row has none.
-
-        Raises:
-            InputError: the data set has no column that could hold a prompt.
-        """
-        fields = record.fields
-        if self.prompt_column:
-            if self.prompt_column not in fields:
-                raise InputError(f"{record.source}, row {record.number}: no column '{self.prompt_column}'")
-            value = fields[self.prompt_column]
-            return first_user_turn(value) if isinstance(value, list) else text_of(value)
-        for column in CONVERSATION_COLUMNS:
-            if isinstance(fields.get(column), list):
-                return first_user_turn(fields[column])
-        for column in PROMPT_COLUMNS:
-            if column in fields:
-                return text_of(fields[column])
-        if any(column in fields for column in CONVERSATION_COLUMNS):
-            return ""
-        raise InputError(
-            f"{record.source}, row {record.number}: no prompt among the columns {', '.join(map(str, fields))}; "
-            "name it with --prompt_column"
-        )
-
-
-def first_user_turn(conversation: list) -> str:
-    """The content of the first user message of a conversation; empty where there is none."""
-    for message in conversation:
-        if isinstance(message, dict) and message.get("role", message.get("from")) in ("user", "human"):
-            return text_of(message.get("content", message.get("value")))
-    return ""
-
-
-def text_of(value: object) -> str:
-    """The value where it is text (lone surrogates replaced: they cannot be sent), else empty."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
 
 def is_flagged(moderation: object) -> bool:
     """Whether moderation flagged any message of the conversation."""
@@ -227,89 +157,138 @@ def is_flagged(moderation: object) -> bool:
     return any(isinstance(result, dict) and result.get("flagged") for result in results)
 
 
+def question_keys(path: Path) -> frozenset[str]:
+    """`normalise_prompt` of all turns of the MT-Bench questions; none where stage 1 has not run."""
+    if not path.exists():
+        print(f"note: no {path}, so MT-Bench questions among the prompts are not dropped")
+        return frozenset()
+    rows = read_rows(path, LabelledQuestion)
+    return frozenset(normalise_prompt(turn) for row in rows for turn in (row.prompt, *row.turns))
+
+
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
 class DrawnPrompts:
-    """A sample without replacement, in random order, kept in a temporary file.
+    """A sample without replacement and without repeats, in random order, kept in a temporary file.
 
-    A prompt's rank is a hash of the seed and its text, and the `limit` lowest ranks are drawn: one pass suffices, the
-    order of the rows doesn't matter, any first part of the sample is itself a sample, and a larger limit with the
-    same seed begins with the smaller one's prompts.
+    A prompt's rank is a hash of the seed and its text (case and white space folded), and the `limit` lowest ranks are
+    drawn: one pass suffices, the order of the rows doesn't matter, any first part of the sample is itself a sample,
+    and a larger limit with the same seed begins with the smaller one's prompts. Repeats have the same rank.
+
+    Attributes:
+        repeats: prompts that were there already, up to case and white space.
+        near_duplicates: prompts left out for one that is nearly alike.
     """
 
-    def __init__(
-        self,
-        prompts: Iterable[tuple[Prompt, int]],
-        limit: int,
-        seed: int,
-        folder: Path,
-        drop_near_duplicates: bool = False,
-    ) -> None:
-        """`limit` 0 draws all; the temporary file lives in `folder` and vanishes with the process."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, prompts: Iterable[Prompt], limit: int, seed: int, drop_near_duplicates: bool = False) -> None:
+        """`limit` 0 draws all."""
+        self._database = _temporary_database()
         self.near_duplicates = 0
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self._ranks, self._offsets = array("Q"), array("Q")
-        keep_at_most = 0 if drop_near_duplicates else limit  # near duplicates are only found later, in the order of the ranks
-        highest = 2**64
-        salt = str(seed).encode()
-        for prompt, digest in prompts:
-            rank = int.from_bytes(hashlib.blake2b(digest.to_bytes(8), digest_size=8, key=salt).digest())
-            if rank >= highest:
-                continue
-            self._ranks.append(rank)
-            self._offsets.append(self._file.tell())
-            self._file.write(json.dumps(prompt).encode() + b"\n")
-            if keep_at_most and len(self._ranks) >= 2 * keep_at_most + 1000:
-                highest = self._keep_lowest(keep_at_most)
-        self._keep_lowest(keep_at_most or len(self._ranks))
+        count = 0
+
+        def rows() -> Iterator[tuple]:
+            nonlocal count
+            for prompt in prompts:
+                count += 1
+                yield rank_of(prompt.text, seed), *prompt
+
+        self._database.execute("CREATE TABLE prompts (rank INTEGER UNIQUE, text TEXT, source TEXT, source_id TEXT)")
+        self._database.executemany("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?)", rows())
+        self.repeats = count - self._database.execute("SELECT COUNT(*) FROM prompts").fetchone()[0]
+        at_most = -1 if drop_near_duplicates or not limit else limit
+        ranks = self._database.execute("SELECT rank FROM prompts ORDER BY rank LIMIT ?", (at_most,))
+        self._ranks = array("q", (rank for (rank,) in ranks))
         if drop_near_duplicates:
             self._drop_near_duplicates(limit or len(self._ranks))
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._ranks)
 
     def __iter__(self) -> Iterator[Prompt]:
-        for offset in self._offsets:
-            yield self._read(offset)
+        for rank in self._ranks:
+            yield self._prompt(rank)
 
     def leave_out(self, done: Container[str]) -> None:
         """Forget the prompts whose `dedup_key` is in `done`."""
-        self._offsets = array("Q", (o for o in self._offsets if dedup_key(self._read(o).text) not in done))
+        self._ranks = array("q", (rank for rank in self._ranks if dedup_key(self._prompt(rank).text) not in done))
 
-    def _read(self, offset: int) -> Prompt:
-        self._file.seek(offset)
-        return Prompt(*json.loads(self._file.readline()))
-
-    def _keep_lowest(self, count: int) -> int:
-        """Keep the `count` lowest ranks, in order; returns the bound above which no rank can be drawn any more."""
-        import numpy as np
-
-        ranks = np.frombuffer(self._ranks, dtype=np.uint64)
-        order = np.argsort(ranks)[:count]
-        offsets = np.frombuffer(self._offsets, dtype=np.uint64)[order]
-        ranks = ranks[order]
-        self._ranks, self._offsets = array("Q", ranks.tobytes()), array("Q", offsets.tobytes())
-        return int(ranks[-1]) if len(ranks) == count and count else 2**64
+    def _prompt(self, rank: int) -> Prompt:
+        row = self._database.execute("SELECT text, source, source_id FROM prompts WHERE rank = ?", (rank,))
+        return Prompt(*row.fetchone())
 
     def _drop_near_duplicates(self, limit: int) -> None:
-        """Walk in the order of the ranks and skip what is close to a prompt drawn already, until `limit` are drawn.
-
-        MinHash with locality-sensitive hashing over shingles of five characters, as in `router_data.near_duplicate_groups`;
-        the index holds only the prompts drawn.
-        """
-        from datasketch import MinHash, MinHashLSH
-
-        index = MinHashLSH(threshold=NEAR_DUPLICATE_SIMILARITY, num_perm=SIGNATURE_SIZE)
-        kept = array("Q")
-        signatures = MinHash.generator((shingles(prompt.text) for prompt in self), num_perm=SIGNATURE_SIZE)
-        for offset, signature in zip(self._offsets, signatures, strict=True):
-            if index.query(signature):
+        """Walk in the order of the ranks and skip what is close to a prompt drawn already, until `limit` are drawn."""
+        drawn, kept = NearDuplicateIndex(), array("q")
+        for rank in self._ranks:
+            text = self._prompt(rank).text
+            if text in drawn:
                 self.near_duplicates += 1
                 continue
-            index.insert(offset, signature, check_duplication=False)
-            kept.append(offset)
+            drawn.add(text)
+            kept.append(rank)
             if len(kept) == limit:
                 break
-        self._offsets = kept
+        self._ranks = kept
+
+
+def rank_of(prompt: str, seed: int) -> int:
+    """The place of a prompt in the random order of a seed: a signed 64-bit integer, lower ones are drawn first."""
+    key = hashlib.blake2b(normalise_prompt(prompt).encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=str(seed).encode()).digest()) - 2**63
+
+
+def _temporary_database() -> sqlite3.Connection:
+    """An empty database in a temporary file without a name (SQLITE_TMPDIR, else /var/tmp): it goes with the process."""
+    database = sqlite3.connect("")
+    for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{INDEX_CACHE_KIB}"):
+        database.execute(f"PRAGMA {setting}")
+    return database
+
+
+def draw(args: argparse.Namespace) -> DrawnPrompts:
+    """Read the data sets, filter them, draw the sample, and say what was dropped and why.
+
+    Args:
+        args: with the flags of `add_prompt_flags`.
+
+    Raises:
+        InputError: nothing can be read, or every row was dropped.
+    """
+    languages = frozenset(name.casefold() for name in args.languages)
+    filters = Filters(
+        prompt_column=args.prompt_column,
+        languages=frozenset() if "all" in languages else languages,
+        max_characters=args.max_characters,
+        excluded_keys=question_keys(args.questions_file),
+    )
+    name = ", ".join(args.dataset)
+    try:
+        prompts = filters.prompts(_with_progress(read_data_sets(args.dataset)))
+        drawn = DrawnPrompts(prompts, args.limit, args.seed, args.drop_near_duplicates)
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
+    except sqlite3.Error as error:
+        raise InputError(f"cannot keep the prompts in a temporary file ({error}); free some space") from error
+    dropped = filters.dropped + Counter({"repeated": drawn.repeats})
+    print(f"{name}: {filters.rows:,} rows, {filters.rows - dropped.total():,} pass the filters")
+    for reason, count in dropped.most_common():
+        print(f"  dropped {count:>9,}  {reason}")
+    if drawn.near_duplicates:
+        print(f"  dropped {drawn.near_duplicates:>9,}  nearly alike")
+    if not drawn:
+        reason = (
+            f"all {filters.rows:,} rows were dropped, most as: {dropped.most_common(1)[0][0]}"
+            if dropped
+            else "it has no rows"
+        )
+        raise InputError(f"no prompts in {name}: {reason}")
+    return drawn
+
+
+def _with_progress(records: Iterable[Record]) -> Iterator[Record]:
+    progress = Progress("reading rows")
+    for record in records:
+        yield record
+        progress.add()
+    progress.close()

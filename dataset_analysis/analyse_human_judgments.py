@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from router_data import (
     DATASETS_DIR,
+    EVEN_GAIN,
     INFERIOR,
     LABELLING_PROMPT_FILE,
     LABELS,
@@ -175,6 +176,7 @@ def labelling_prompt(analysis: "Analysis", superior_models: list[str], inferior_
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         superior_models=", ".join(superior_models),
         inferior_models=", ".join(inferior_models),
+        even_gain=EVEN_GAIN,
         examples="\n\n".join(map(example, analysis.few_shot_ids)) or "(none: the votes leave no question clear enough)",
     )
 

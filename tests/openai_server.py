@@ -1,6 +1,7 @@
 """A local HTTP server that plays OpenAI: what it answers is a function, so a test can script any fault."""
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
@@ -11,7 +12,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 INFERIOR_ANSWER = '{"label": "ROUTE_TO_INFERIOR"}'
+MODEL_PATHS = ("/chat/completions", "/responses", "/messages", "/messages/count_tokens")
 SUPERIOR_ANSWER = '{"label": "ROUTE_TO_SUPERIOR"}'
+QUALITY_ANSWER = '{"inferior_quality": 0.4, "superior_quality": 0.9}'
 
 
 @dataclass
@@ -58,8 +61,18 @@ def judged_prompt(body: dict) -> str:
     return json.loads(body["messages"][-1]["content"])["prompt_to_judge"]
 
 
+def last_content(body: dict) -> str:
+    """What the last message of a request says, as text."""
+    conversation = body.get("messages", body.get("input")) or ""
+    content = conversation if isinstance(conversation, str) else conversation[-1].get("content", "")
+    return content if isinstance(content, str) else json.dumps(content)
+
+
 class OpenAIServer:
-    """Answers `POST /v1/chat/completions` by `behave(prompt, nth_time, body)`, and the models, files and batches."""
+    """Answers the APIs of models by `behave(prompt, nth_time, body)`, and the models, files and batches.
+
+    `other_path("GET /responses/x", payload)` may answer any request before that.
+    """
 
     def __init__(self, behave: Callable[[str, int, dict], Answer] | None = None, delay: float = 0.0) -> None:
         self.behave = behave or (lambda prompt, nth, body: completion())
@@ -76,6 +89,7 @@ class OpenAIServer:
         self.model = Answer({"id": "m", "object": "model", "created": 0, "owned_by": "test"})
         self.files: dict[str, dict] = {}
         self.batches: dict[str, dict] = {}
+        self.other_path: Callable[[str, bytes], Answer | None] = lambda path, payload: None
         self.batch_fault: Callable[[str], Answer | None] = lambda path: None
 
     def __enter__(self) -> "OpenAIServer":
@@ -125,6 +139,8 @@ class OpenAIServer:
             pass
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
 
     def release(self) -> None:
         """Let the streams go on that are held."""
@@ -148,8 +164,9 @@ class OpenAIServer:
         if answer.pieces is not None:
             return await self._stream(writer, answer, reader)
         body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-        lines = [f"HTTP/1.1 {answer.status} X", "content-type: application/json", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        lines = [f"HTTP/1.1 {answer.status} X", f"content-length: {len(body)}"]
+        headers = {"content-type": "application/json"} | answer.headers
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body[: answer.cut])
         await writer.drain()
         return answer.cut is None
@@ -172,13 +189,15 @@ class OpenAIServer:
     async def _answer(self, method: str, path: str, head: str, payload: bytes, reader: asyncio.StreamReader) -> Answer:
         self.headers.append(head)
         self.paths.append(path)
-        path = path.removeprefix("/v1").partition("?")[0] if "/chat/" in path else path.removeprefix("/v1")
+        path = path.removeprefix("/v1")
+        path = path.partition("?")[0] if path.partition("?")[0] in MODEL_PATHS else path
         if path.startswith("/models/"):
             return self.model
-        if path == "/chat/completions":
+        if answer := self.other_path(f"{method} {path}", payload):
+            return answer
+        if path in MODEL_PATHS:
             body = json.loads(payload)
-            content = body["messages"][-1]["content"] if body["messages"] else ""
-            content = content if isinstance(content, str) else json.dumps(content)
+            content = last_content(body)
             prompt = judged_prompt(body) if content.startswith('{"prompt_to_judge"') else content
             self.asked[prompt] += 1
             self.bodies.append(body)
@@ -202,7 +221,7 @@ class OpenAIServer:
         if path == "/files" and method == "POST":
             name = re.search(rb'filename="([^"]+)"', payload)[1].decode()
             content = payload[payload.index(b"{") : payload.rindex(b"}") + 1]
-            file = self._store(content, name)
+            file = self.store(content, name)
             return fault or Answer(file)
         if path.startswith("/files?") or path == "/files":
             return fault or Answer({"object": "list", "data": [dict(f, content=None) for f in self.files.values()]})
@@ -223,7 +242,8 @@ class OpenAIServer:
             return fault or Answer(self.batches[path.split("/")[2]])
         return error(404)
 
-    def _store(self, content: bytes, name: str) -> dict:
+    def store(self, content: bytes, name: str) -> dict:
+        """Keep a file as if it had been uploaded."""
         file = {
             "id": f"file-{uuid.uuid4().hex[:8]}", "object": "file", "bytes": len(content), "created_at": 0,
             "filename": name, "purpose": "batch", "status": "processed", "content": content.decode("utf-8", "replace"),
@@ -248,7 +268,7 @@ class OpenAIServer:
             batch["status"] = "completed"
             for field_name, lines in (("output_file_id", done), ("error_file_id", failed)):
                 if lines:
-                    batch[field_name] = self._store(("\n".join(lines) + "\n").encode(), "out")["id"]
+                    batch[field_name] = self.store(("\n".join(lines) + "\n").encode(), "out")["id"]
             batch["request_counts"] = {
                 "total": len(done) + len(failed), "completed": len(done), "failed": len(failed),
             }  # fmt: skip
