@@ -96,7 +96,7 @@ def reliability(path: Path, y: np.ndarray, before: np.ndarray, after: np.ndarray
         size = 12 + 600 * count[used] / len(y)
         axes.scatter(predicted, observed, size, color=color, marker=marker, alpha=0.75, lw=0, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set(xlabel="predicted superior probability", ylabel="share that needed the superior model")
+    axes.set(xlabel="router score", ylabel="share that needed the superior model")
     _title(axes, f"{subject}: calibration error {errors[0]:.3f} before temperature and bias, {errors[1]:.3f} after")
     for handle in axes.legend(frameon=False, loc="upper left").legend_handles:
         handle.set_sizes([40])
@@ -126,7 +126,7 @@ def score_histogram(
         label = f"{name} (n = {member.sum():,})"
         axes.hist(scores[member], bins, weights=weights, label=label, histtype="step", color=color, ls=dashes, lw=2)
     axes.axvline(threshold, color=INK, lw=1)
-    axes.set(xlim=(0, 1), xlabel="superior probability (upright line: the threshold)", ylabel="share of the group, %")
+    axes.set(xlim=(0, 1), xlabel="router score (upright line: the threshold)", ylabel="share of the group, %")
     _title(axes, f"{subject}: the router sends {', '.join(found)} to the superior model")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _save(figure, path)
