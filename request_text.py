@@ -9,10 +9,14 @@ template and in an agent's loop. Left out of the score, and never of what is sen
 - turns after the first that hold a tool's result: `<tool_result>`, `Observation:`, `[result of pytest]` (TOOL_RESULT),
   and turns that an application writes alone (APPLICATION_TURN).
 
-Where a harness marks the user's words (`<user_query>`: REQUEST_TAGS), they are the request and the rest is not. A text
-that holds nothing but passages is its own request. All of it takes time linear in the text.
+Where a harness marks the user's words (`<user_query>`: REQUEST_TAGS), they are the request and the rest is not. So are
+the last turn of a written-out conversation (`User: ... Assistant: ... User:`, TURN), what stands in the chat template
+of an open model (`[INST]`, `### Instruction:`, TEMPLATE_TURNS), and the field of a JSON object that holds the request
+(REQUEST_FIELDS). A greeting before the request and thanks behind it are left out. A text that holds nothing but
+passages is its own request. All of it takes time linear in the text.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,6 +72,37 @@ QUESTION_HEADING = re.compile(
 )
 
 
+# Who asks in a written-out conversation, or in examples of questions and answers, and who answers
+TURN = re.compile(
+    r"""^[ \t>*_#-]{0,6}(?:\[[^\]\n]{1,24}\][ \t]?)?
+        (?:(?P<asks>user|human|customer|client|visitor|q|question)|(?P<answers>assistant|ai|bot|chatbot|model|a|answer))
+        [ \t*_]{0,4}:[ \t*_]{0,4}""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+# Where the user's turn begins in the chat templates of open models, and where it ends
+TEMPLATE_TURNS = (
+    (re.compile(r"\[INST\]"), re.compile(r"\[/INST\]")),
+    (re.compile(r"<\|im_start\|>user|<\|user\|>|<\|start_header_id\|>user<\|end_header_id\|>"), re.compile(r"<\|")),
+    (re.compile(r"<start_of_turn>user"), re.compile(r"<end_of_turn>|<start_of_turn>")),
+    (re.compile(r"^### ?(?:Instruction|Human|User)s?:?", re.M), re.compile(r"^### ?(?!Input)", re.M)),
+)
+SYSTEM_PROMPT = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
+REQUEST_FIELDS = (
+    "user_message user_query user_input question query prompt request message instruction input text body content"
+).split()
+MAX_JSON_DEPTH = 4
+GREETING = re.compile(
+    r"\s*(?:hi|hello|hey|dear|greetings|good (?:morning|afternoon|evening))\b[^\n,!:.?]{0,40}(?:[,!:.]+[ \t]*\n*|\n+)",
+    re.IGNORECASE,
+)
+THANKS = re.compile(
+    r"\s+(?:many thanks|thanks|thank you|thx|cheers|(?:kind|best|warm) regards|regards|best wishes|yours sincerely)"
+    r"\b[^\n?]{0,60}(?:\n[^\n?]{0,40}){0,2}\s*\Z",
+    re.IGNORECASE,
+)
+MIN_REQUEST_CHARACTERS = 3
+
+
 def request_text(text: str) -> str:
     """The user's own words in a text: without harness blocks and marked passages; the text itself where none is left.
 
@@ -82,7 +117,7 @@ def request_text(text: str) -> str:
     words = _without(text, harness)
     passages = [(start, end) for name, start, end, _ in blocks if name in PASSAGE_TAGS]
     request = _without_headed_passages(_without(text, harness + passages) if passages else words)
-    return request if request.strip() else words
+    return _unwrapped(request) if request.strip() else words
 
 
 def is_application_turn(text: str, is_first: bool) -> bool:
@@ -159,3 +194,61 @@ def _without_headed_passages(text: str) -> str:
     if not (heading and question and text[question.end() :].strip()):
         return text
     return f"{text[: heading.start()]}{text[question.end() :]}".strip()
+
+
+def _unwrapped(text: str) -> str:
+    """The request inside a chat template, a JSON object or a written-out conversation, without greeting and thanks."""
+    if len(text) > MAX_HEADING_CHARACTERS:
+        return text
+    for inside in (_template_turn, _json_field, _last_turn):
+        request = inside(text)
+        if request is not None and len(request.strip()) >= MIN_REQUEST_CHARACTERS:
+            text = request.strip()
+    for courtesy in (GREETING.match, THANKS.search):
+        if found := courtesy(text):
+            rest = (text[: found.start()] + text[found.end() :]).strip()
+            text = rest if len(rest) >= MIN_REQUEST_CHARACTERS else text
+    return text
+
+
+def _template_turn(text: str) -> str | None:
+    for begins, ends in TEMPLATE_TURNS:
+        starts = [match.end() for match in begins.finditer(text)]
+        for start in reversed(starts):
+            end = ends.search(text, start)
+            turn = SYSTEM_PROMPT.sub("", text[start : end.start() if end else len(text)])
+            if turn.strip():
+                return turn
+    return None
+
+
+def _json_field(text: str) -> str | None:
+    body = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if not (body.startswith("{") and body.endswith("}")):
+        return None
+    try:
+        level: list = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return None
+    for _ in range(MAX_JSON_DEPTH):
+        fields = [value for value in level if isinstance(value, dict)]
+        for name in REQUEST_FIELDS:
+            for value in fields:
+                if isinstance(value.get(name), str) and value.get("role") in (None, "user"):
+                    return value[name]
+        lists = [value for value in level if isinstance(value, list)]
+        level = [item for value in fields for item in value.values()] + [
+            item for value in lists for item in value[::-1]
+        ]
+    return None
+
+
+def _last_turn(text: str) -> str | None:
+    """The last turn of who asks, where somebody has answered before it and nobody has behind it."""
+    turns = list(TURN.finditer(text))
+    ends = [turn.start() for turn in turns[1:]] + [len(text)] * bool(turns)
+    spoken = [(turn, text[turn.end() : end]) for turn, end in zip(turns, ends, strict=True)]
+    spoken = [(turn, words) for turn, words in spoken if words.strip()]
+    if len(spoken) < 2 or not spoken[-1][0]["asks"] or not any(turn["answers"] for turn, _ in spoken[:-1]):
+        return None
+    return spoken[-1][1]

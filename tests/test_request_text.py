@@ -1,5 +1,6 @@
 """What counts as a user's request: harness blocks, tools' results and marked passages are left out of the score."""
 
+import json
 import time
 
 import pytest
@@ -133,3 +134,42 @@ def test_no_text_takes_long(text):
     started = time.process_time()
     request_text(text), is_application_turn(text, is_first=False)
     assert time.process_time() - started < 2
+
+
+WRAPPED = {
+    "a conversation": "User: What is a fjord?\nAssistant: A drowned valley.\nUser: {}\nAssistant:",
+    "questions and answers": "Q: Who wrote Emma?\nA: Jane Austen.\n\nQ: {}\nA:",
+    "a chat template": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\n{} [/INST]",
+    "ChatML": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "an instruction": "Below is an instruction.\n\n### Instruction:\n{}\n\n### Response:\n",
+    "a greeting": "Hi there,\n\n{}",
+    "thanks": "{}\n\nThanks a lot!\nAnn",
+}
+
+
+@pytest.mark.parametrize("frame", WRAPPED.values(), ids=WRAPPED)
+def test_the_request_is_found_in_what_is_wrapped_around_it(frame):
+    assert request_text(frame.format(REQUEST)) == REQUEST
+
+
+def test_the_request_is_found_in_a_json_object():
+    body = {"user": {"id": 7, "plan": "free"}, "payload": {"locale": "en", "question": REQUEST, "tags": ["text"]}}
+    assert request_text(json.dumps(body)) == REQUEST
+    assert request_text(f"```json\n{json.dumps({'messages': [{'role': 'user', 'content': REQUEST}]})}\n```") == REQUEST
+
+
+OWN_REQUESTS = (
+    "Which is a noble gas?\nA: neon\nB: iron\nC: zinc",
+    "Q: What is 2 + 2?",
+    "User: hello\nUser: are you there",
+    "Summarise:\n\nUser: it broke\nAssistant: which part?",
+    '{"a": 1, "b": [2, 3]}',
+    "{not json}",
+    "Hi",
+    "thanks, that's all",
+)
+
+
+@pytest.mark.parametrize("text", OWN_REQUESTS)
+def test_what_only_looks_wrapped_stays_whole(text):
+    assert request_text(text) == text
