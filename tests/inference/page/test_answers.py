@@ -8,7 +8,7 @@ import pytest
 from conftest import save_checkpoint
 
 from inference.page import html_parts
-from inference.page.answers import Page
+from inference.page.answers import FOLLOW_UP, Page
 from router_data import INFERIOR, SUPERIOR, Prices, read_rows
 from router_model import TRADEOFF_FILE, Router, RouterSettings
 
@@ -61,10 +61,19 @@ def test_notes_name_what_makes_a_score_doubtful(page):
     assert notes("what is a door with a vlam and the bread") == ""
     assert "30,000 characters. It was cut" in notes("bread " * 5000)
     assert "cannot read most of this text" in notes("🙂🙂🙂") and "go to the superior model" in notes("🙂🙂🙂")
-    for prompt in ("and why?", "continue", "make it shorter", "What about the door?", "why?"):
+    for prompt in ("and the door?", "What about the door?"):
         assert "looks like a follow-up" in notes(prompt)
-    for prompt in ("explain the door", "what is an egg", "more bread with the apple", "android or apple"):
-        assert "follow-up" not in notes(prompt)
+    assert "follow-up" not in notes("what is the door")
+
+
+@pytest.mark.parametrize("prompt", ["and why?", "continue", "make it shorter", "Why?", "what about Rome?", "go on."])
+def test_follow_ups_are_known_by_their_beginning(prompt):
+    assert FOLLOW_UP.match(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["explain gravity", "Why is the sky blue?", "more bread, please", "android or apple"])
+def test_requests_that_stand_alone_are_no_follow_ups(prompt):
+    assert not FOLLOW_UP.match(prompt)
 
 
 def test_an_unreadable_prompt_goes_where_router_json_says(checkpoint, page):
