@@ -3,6 +3,7 @@
 # make quick     the tests that take under a second each, for the inner loop
 # make lint      ruff, and the type checker
 # make docs      the documents that are made from the code
+# make pictures  the pictures in docs/images, from the newest checkpoint (needs Chromium)
 # make lock      the lock files, after a change of requirements (needs uv)
 # make litellm   an environment for LiteLLM's proxy with the router in it; its tests run where there is one
 
@@ -14,9 +15,9 @@ MINILM := $(VENV)/all-MiniLM-L6-v2
 LITELLM := litellm-venv
 SAMPLE := final-datasets/sample/router_dataset_sample.jsonl
 TORCH  := torch==2.13.0
-CHECKED := router_data.py router_model.py dataset_analysis create_dataset finetuning_model inference benchmarks docs
+CHECKED := router_data.py router_model.py prompt_files.py request_text.py dataset_analysis create_dataset finetuning_model inference benchmarks docs
 
-.PHONY: demo test quick lint docs lock litellm
+.PHONY: demo test quick lint docs pictures lock litellm
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.offline
@@ -35,6 +36,9 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.packages
 	$(PY) docs/generate.py
+
+pictures: $(VENV)/.offline $(VENV)/.dev
+	$(PY) docs/pictures.py
 
 # PyTorch is installed on its own, from the index that fits the machine, so the locks leave it out.
 lock:
