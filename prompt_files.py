@@ -121,6 +121,8 @@ def _rows_of(path: Path, say: Report) -> Iterator[dict | InputError]:
         yield from read(path, say)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is not a whole gzip file ({error}); download or pack it again") from error
+    except UnicodeError as error:  # UTF-16 or UTF-32 that is cut off, or none
+        raise InputError(f"{path} is not whole text ({error.__class__.__name__}); save it again as UTF-8") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except MemoryError as error:
@@ -429,6 +431,8 @@ def prompt_in(fields: dict, column: str | None = None) -> str | list[dict] | Non
     if value is None or isinstance(value, str):
         return value if value and value.strip() else None
     messages = [value] if isinstance(value, dict) else value
+    if isinstance(value, list) and _is_turns(value) and str(name).lower() not in CONVERSATION_COLUMNS:
+        messages = [{"role": "user", "content": turn} for turn in value]
     if not isinstance(messages, list):
         raise InputError(f"{name} is neither a text nor a list of messages: {str(value)[:80]}")
     turns = [_as_message(message) for message in messages if not _is_tool_item(message)]
@@ -436,15 +440,23 @@ def prompt_in(fields: dict, column: str | None = None) -> str | list[dict] | Non
 
 
 def _unpacked(text: str) -> object:
-    """The conversation that a text holds as JSON, or as Python prints it; else the text itself."""
-    if not text.lstrip().startswith(("[{", "{", "[\n", "[ ")):
+    """The conversation that a text holds as JSON, or as Python prints it; else the text itself.
+
+    A JSON list of texts is the user's turns, as arena data has them.
+    """
+    if not text.lstrip().startswith(("[{", "{", "[\n", "[ ", '["')):
         return text
     value = _json_or_none(text)
     if value is None and text.lstrip().startswith("[{'") and len(text) < MAX_PRINTED_CHARACTERS:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = ast.literal_eval(re.sub(r"\}\s+\{", "}, {", text.strip()))  # numpy prints no commas
     holds_one = isinstance(value, dict) and any(name in value for name in CONVERSATION_COLUMNS)
-    return value if holds_one or _is_conversation(value) else text
+    return value if holds_one or _is_conversation(value) or _is_turns(value) else text
+
+
+def _is_turns(value: object) -> bool:
+    """Whether this is a list of the user's turns alone."""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, str) for turn in value)
 
 
 def _is_conversation(value: object) -> bool:

@@ -215,6 +215,7 @@ def test_bad_rows_of_a_table(tmp_path, text, message, others):
         ("a.xlsx", b"PK\x03\x04 no workbook", "not a workbook"),
         ("a.docx", b"PK\x03\x04", "don't know how to read '.docx' files"),
         ("a.txt", b"text\0\1\2" * 9, "is not text"),
+        ("a.csv", "prompt\nx\n".encode("utf-16")[:-1], "is not whole text"),
     ],
 )
 def test_a_file_that_is_not_whole_is_one_line(tmp_path, name, content, message):
@@ -335,6 +336,13 @@ def test_conversations_of_every_form_have_the_same_user_turns(fields):
 )
 def test_blank_prompts_and_texts_that_only_look_like_json(fields, prompt):
     assert prompt_in(fields) == prompt
+
+
+@pytest.mark.parametrize("turns", [["Sort 5 and 2.", "And 9?"], '["Sort 5 and 2.", "And 9?"]'])
+def test_a_list_of_texts_is_the_users_turns_as_arena_data_has_them(turns):
+    assert prompt_in({"prompt": turns}) == [{"role": "user", "content": turn} for turn in ("Sort 5 and 2.", "And 9?")]
+    for text in ('["unclosed', "[1, 2]", '["a", null]'):
+        assert prompt_in({"prompt": text}) == text, "a text that only looks like one"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_follow_ups_are_known_by_their_beginning(prompt):
     assert FOLLOW_UP.match(prompt)
 
 
-@pytest.mark.parametrize("prompt", ["explain gravity", "Why is the sky blue?", "more bread, please", "android or apple"])
+@pytest.mark.parametrize("prompt", ["explain gravity", "Why is the sky blue?", "more bread, please", "android phones"])
 def test_requests_that_stand_alone_are_no_follow_ups(prompt):
     assert not FOLLOW_UP.match(prompt)
 
@@ -133,8 +133,9 @@ def test_an_old_checkpoint_shows_what_it_can(tmp_path):
     assert any("tradeoff.json is not used" in str(warning.message) for warning in caught)
 
 
-def test_labelled_prompts_are_shown_on_this_machine_only(page):
-    assert "0 of 2 are read" in page.near(HARD_PROMPT, is_local=True)
+def test_labelled_prompts_are_shown_on_this_machine_only(router):
+    page = Page(router)
+    assert "0 of 12 are read" in page.near(HARD_PROMPT, is_local=True)
     page.labelled.index()
     assert "please open the door" in page.near("please open the door", is_local=True)
     assert page.near("please open the door", is_local=False) == ""

@@ -95,7 +95,7 @@ def test_the_column_is_asked_for_where_none_is_plainly_the_prompt(tab, tmp_path)
         ("a.jsonl", b'{"prompt": \n', "holds no row that can be read"),
         ("a.jsonl", b"[" * 50_000, "not JSON|not whole"),
         ("a.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", "holds no row that can be read"),
-        ("a.txt", b"\xff\xfe\x00", "is empty|not text|holds no"),
+        ("a.txt", b"\xff\xfe\x00", "is not whole text"),
         ("a.txt", b"\n \n", "holds no prompt"),
         ("a.jsonl.gz", b"none", "not a whole gzip file"),
         ("a.exe", b"MZ", "don't know how to read"),
