@@ -157,6 +157,11 @@ class ShadowedDecision(RouterAnswer):
     upstream_model: str | None = Field(default=None, description="that model's name")
     shadow: dict | None = Field(default=None, description="how asking the other model went; `model` is its name")
 
+    def model_of(self, tier: str) -> str:
+        """The name of the `inferior` or the `superior` model; the tier where the log does not name it."""
+        name = self.upstream_model if tier == self.answered_by else (self.shadow or {}).get("model")
+        return str(name or tier)
+
 
 Row = TypeVar("Row", bound=BaseModel)
 Item = TypeVar("Item")

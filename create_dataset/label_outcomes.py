@@ -1,7 +1,8 @@
 """Stage 2, with outcomes: let both models answer, let a judge compare, and label by what really happened.
 
 Reads   prompts, as label_prompts.py does. Each goes to the weak and to the strong model; a judge grades the two answers
-        twice, with their places exchanged, since judges favour a place.
+        twice, with their places exchanged, since judges favour a place. With --answers the two answers stand in the
+        endpoint's decision log already (shadow mode), and only the judge is asked.
 Writes  final-datasets/router_dataset_outcomes-<weak>-<strong>-<timestamp>.jsonl, one row at a time
         Its rows can train stage 3 (they have a `label`) and judge a router (`weak_score`, `strong_score`, 0 to 1). The
         label is ROUTE_TO_SUPERIOR where the weak answer clearly fell short: graded worse in both orders, and by two
@@ -10,6 +11,8 @@ Writes  final-datasets/router_dataset_outcomes-<weak>-<strong>-<timestamp>.jsonl
 Example:
     python3 create_dataset/label_outcomes.py --limit 200 --dry_run
     python3 create_dataset/label_outcomes.py --limit 200 --weak_model gpt-5-nano --strong_model gpt-6-sol --max_usd 5
+    python3 create_dataset/label_outcomes.py --dataset decisions.jsonl --choose 200 --max_usd 5
+    python3 create_dataset/label_outcomes.py --answers decisions.jsonl --judge_model gpt-6-sol --max_usd 1
 """
 
 import argparse
@@ -17,7 +20,8 @@ import asyncio
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from create_dataset.choose_prompts import PromptList, add_choice_flags, check_choice_flags, choose
 from create_dataset.label_request import FILTERED, json_objects, text_after_thinking
 from create_dataset.openai_client import (
     AnswerMissing,
@@ -35,13 +40,17 @@ from create_dataset.openai_client import (
 )
 from create_dataset.output_file import OutputFile, add_output_flags
 from create_dataset.pricing import Budget, Price, Usage, find_price, prices_date, token_counter
-from create_dataset.prompt_sources import DrawnPrompts, Prompt, add_prompt_flags, check_prompt_flags, draw
+from create_dataset.prompt_sources import DrawnPrompts, Prompt, add_prompt_flags, check_prompt_flags, draw, rank_of
 from create_dataset.worker_pool import WorkerPool
+from prompt_files import read_records
 from router_data import (
     INFERIOR,
     SUPERIOR,
     InputError,
     Progress,
+    ShadowedDecision,
+    check_row,
+    dedup_key,
     program_parser,
     run_script,
     short_sha256,
@@ -50,6 +59,7 @@ from router_data import (
 
 PROGRAM = "python3 create_dataset/label_outcomes.py"
 ROLES = ("weak", "strong", "judge")
+TIER_OF_ROLE = {"weak": "inferior", "strong": "superior"}
 JUDGE_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 MIN_GRADE, MAX_GRADE = 1, 10
 MARGIN = 0.2  # how much worse, on a scale of 0 to 1, an answer that clearly fell short is graded
@@ -80,25 +90,73 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--judge_model", help="the model that grades both answers (default: the strong model)")
     add("--max_answer_tokens", type=int, default=1024,
         help="longest answer of either model, in tokens (default: %(default)s)")
+    add("--answers", nargs="+", default=[], metavar="FILE",
+        help="decision logs with both models' answers: they are graded, and neither model is asked (default: none)")
     # fmt: on
     add_prompt_flags(parser, limit=200)
+    add_choice_flags(parser)
     add_request_flags(parser, max_in_flight=16, timeout=120)
     add_output_flags(parser)
     args = parser.parse_args(argv)
     check_prompt_flags(args)
+    check_choice_flags(args)
     check_request_flags(args)
+    if args.answers and args.choose:
+        raise InputError("--choose picks prompts to ask about; with --answers nothing is asked: use --limit")
     if args.max_answer_tokens < 1:
         raise InputError("--max_answer_tokens must be at least 1")
     return args
 
 
-def models_by_role(args: argparse.Namespace) -> dict[str, str]:
-    """The model of each role."""
-    return {"weak": args.weak_model, "strong": args.strong_model, "judge": args.judge_model or args.strong_model}
+Answers = Mapping[str, ShadowedDecision]  # by the prompt's text
+
+
+def models_by_role(args: argparse.Namespace, answers: Answers) -> dict[str, str]:
+    """The model of each role; of several in a log the commonest."""
+    models = {"weak": args.weak_model, "strong": args.strong_model}
+    if answers:
+        for role, tier in TIER_OF_ROLE.items():
+            names = Counter(decision.model_of(tier) for decision in answers.values())
+            models[role] = names.most_common(1)[0][0]
+    return models | {"judge": args.judge_model or models["strong"]}
+
+
+def read_answers(files: Sequence[str]) -> dict[str, ShadowedDecision]:
+    """The decisions of logs in which both models' answers stand, by prompt; the first of a repeated one.
+
+    Raises:
+        InputError: no such file, a row that is not valid, or no row with both answers.
+    """
+    found: dict[str, ShadowedDecision] = {}
+    keys: set[str] = set()
+    rows = 0
+    for record in read_records(files):
+        rows += 1
+        if not {"prompt", "inferior_answer", "superior_answer"} <= record.fields.keys():
+            continue
+        decision = check_row(record.fields, ShadowedDecision, f"{record.source}, row {record.number}")
+        has_text = decision.prompt.strip() and (decision.inferior_answer or decision.superior_answer)
+        if has_text and (key := dedup_key(decision.prompt)) not in keys:
+            keys.add(key)
+            found[decision.prompt] = decision
+    if not found:
+        raise InputError(
+            f"none of the {rows:,} rows of {' '.join(map(str, files))} has the answers of both models; the endpoint "
+            "writes them with --shadow_share 0.02 --log_prompts"
+        )
+    return found
+
+
+def prompts_to_judge(args: argparse.Namespace, answers: Answers) -> DrawnPrompts | PromptList:
+    """The prompts of the answers that are there, at most --limit of them; else those that are drawn or chosen."""
+    if not answers:
+        return choose(args) if args.choose else draw(args)
+    drawn = sorted(answers, key=lambda text: rank_of(text, args.seed))[: args.limit or None]
+    return PromptList(Prompt(text, "decision log", str(getattr(answers[text], "time", ""))) for text in drawn)
 
 
 def prices_by_role(models: dict[str, str], max_usd: float | None) -> dict[str, Price | None]:
-    """The price of each role's model.
+    """The price of each model that is asked, by role.
 
     Raises:
         InputError: there is a bound, and a price that nobody knows.
@@ -182,13 +240,19 @@ class OutcomeFinder:
 
     Attributes:
         models: the model of each role.
-        budgets: the budget of each role.
+        budgets: the budget of each role that is asked.
+        answers: those that are there already.
     """
 
     def __init__(
-        self, client: ChatClient, models: dict[str, str], budgets: dict[str, Budget], args: argparse.Namespace
+        self,
+        client: ChatClient,
+        models: dict[str, str],
+        budgets: dict[str, Budget],
+        args: argparse.Namespace,
+        answers: Answers,
     ):
-        self.client, self.models, self.budgets = client, models, budgets
+        self.client, self.models, self.budgets, self.answers = client, models, budgets, answers
         self.max_answer_tokens = args.max_answer_tokens
         self.judge_prompt = read_judge_prompt()
 
@@ -198,11 +262,15 @@ class OutcomeFinder:
         Raises:
             StopRun, BudgetReached, AnswerMissing, CutShort: as `ChatClient.ask`.
         """
-        weak = await self._answer("weak", prompt.text, usage)
-        strong = await self._answer("strong", prompt.text, usage)
+        names = {f"{role}_model": model for role, model in self.models.items()}
+        if decision := self.answers.get(prompt.text):
+            weak, strong = decision.inferior_answer, decision.superior_answer
+            names |= {f"{role}_model": decision.model_of(tier) for role, tier in TIER_OF_ROLE.items()}
+        else:
+            weak = await self._answer("weak", prompt.text, usage)
+            strong = await self._answer("strong", prompt.text, usage)
         first = await self._judge(prompt.text, weak, strong, usage)
         second = (await self._judge(prompt.text, strong, weak, usage))[::-1]
-        names = {f"{role}_model": model for role, model in self.models.items()}
         return decide_outcome(first, second) | names | {"weak_answer": weak, "strong_answer": strong}
 
     async def _answer(self, role: str, prompt: str, usage: dict[str, Usage]) -> str:
@@ -227,23 +295,29 @@ def read_judge_prompt() -> str:
 
 
 def estimate(
-    drawn: DrawnPrompts, models: dict[str, str], prices: dict[str, Price | None], max_answer_tokens: int
+    drawn: DrawnPrompts | PromptList,
+    models: dict[str, str],
+    prices: dict[str, Price | None],
+    max_answer_tokens: int,
+    answers: Answers,
 ) -> str:
-    """Rows and the cost of each part, the longest answers assumed; one line a part."""
+    """Rows and the cost of each part, the longest answers assumed where they are not known; one line a part."""
     count, how = token_counter(models["judge"])
     prompts = sum(count(prompt.text) for prompt in drawn)
-    answers = max_answer_tokens * len(drawn)
-    judged = 2 * (prompts + 2 * answers + count(read_judge_prompt()) * len(drawn))
+    longest = max_answer_tokens * len(drawn)
+    known = [answers[prompt.text] for prompt in drawn if prompt.text in answers]
+    answered = sum(count(decision.inferior_answer) + count(decision.superior_answer) for decision in known)
+    judged = 2 * (prompts + (answered if answers else 2 * longest) + count(read_judge_prompt()) * len(drawn))
     parts = {
-        "weak": Usage(prompts, answers),
-        "strong": Usage(prompts, answers),
+        "weak": Usage(prompts, longest),
+        "strong": Usage(prompts, longest),
         "judge": Usage(judged, 2 * JUDGEMENT_TOKENS * len(drawn)),
     }
-    lines = [f"{len(drawn):,} prompts; if every answer is the longest (tokens {how}; prices of {prices_date()}):"]
-    for role, tokens in parts.items():
-        price = prices[role]
-        money = f"${price.cost(tokens):,.4f}" if price else "price unknown"
-        lines.append(f"  {role:<6} {models[role]}: {tokens}, {money}")
+    assumed = "answers as they are in the log" if answers else "if every answer is the longest"
+    lines = [f"{len(drawn):,} prompts; {assumed} (tokens {how}; prices of {prices_date()}):"]
+    for role, price in prices.items():
+        money = f"${price.cost(parts[role]):,.4f}" if price else "price unknown"
+        lines.append(f"  {role:<6} {models[role]}: {parts[role]}, {money}")
     return "\n".join(lines)
 
 
@@ -260,7 +334,7 @@ class UsageByRole(dict[str, Usage]):
 
 
 async def find_outcomes(
-    drawn: DrawnPrompts, finder: OutcomeFinder, output: OutputFile, max_in_flight: int
+    drawn: DrawnPrompts | PromptList, finder: OutcomeFinder, output: OutputFile, max_in_flight: int
 ) -> WorkerPool:
     """Answer and judge the prompts, each written as soon as it is judged; returns the pool, which counted them."""
     pool = WorkerPool(finder.client, output, max_in_flight)
@@ -268,7 +342,7 @@ async def find_outcomes(
     def cost() -> str:
         return f", ${sum(budget.spent_usd for budget in finder.budgets.values()):.4f}"
 
-    models = dict.fromkeys(finder.models.values())
+    models = dict.fromkeys(finder.models[role] for role in finder.budgets)
     await pool.run(drawn, finder.find, UsageByRole, models, Progress("judging prompts", len(drawn)), cost)
     return pool
 
@@ -278,14 +352,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 1. Which models, and what they cost.
     args = parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    models = models_by_role(args)
-    prices = prices_by_role(models, args.max_usd)
+    answers = read_answers(args.answers) if args.answers else {}
+    models = models_by_role(args, answers)
+    asked = {role: models[role] for role in ROLES if role == "judge" or not answers}
+    prices = prices_by_role(asked, args.max_usd)
     client = None if args.dry_run else ChatClient.from_flags(args)
 
     # 2. The prompts.
-    drawn = draw(args)
+    drawn = prompts_to_judge(args, answers)
     if not client:
-        print(estimate(drawn, models, prices, args.max_answer_tokens))
+        print(estimate(drawn, models, prices, args.max_answer_tokens, answers))
         print(f"next: {PROGRAM} {shlex.join(word for word in words if word != '--dry_run')}".rstrip())
         return 0
 
@@ -296,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = len(drawn)
         drawn.leave_out(output.done)
         print(f"{total - len(drawn):,} of {total:,} prompts have an outcome already in {path}")
-        print(estimate(drawn, models, prices, args.max_answer_tokens))
+        print(estimate(drawn, models, prices, args.max_answer_tokens, answers))
         named = [] if args.output_file else ["--output_file", str(path)]
         print(f"to resume: {PROGRAM} {shlex.join([*words, *named])}")
         print(f"endpoint: {client.address}", flush=True)
@@ -306,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for role, budget in budgets.items():
             budget.used = output.usage_by_role[role]
         before = {role: replace(budget.used) for role, budget in budgets.items()}
-        finder = OutcomeFinder(client, models, budgets, args)
+        finder = OutcomeFinder(client, models, budgets, args, answers)
         pool = asyncio.run(find_outcomes(drawn, finder, output, args.max_in_flight))
 
     # 5. What came of it, and what each part cost.

@@ -7,6 +7,7 @@ Example:
     python3 docs/generate.py
 """
 
+import inspect
 import os
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def schema_document() -> str:
     for model in (LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer, ShadowedDecision):
         parent = model.__bases__[0]
         inherited = set(parent.model_fields) if parent is not BaseModel else set()
-        lines = [f"## {model.__name__}", "", (model.__doc__ or "").strip(), ""]
+        lines = [f"## {model.__name__}", "", inspect.cleandoc(model.__doc__ or ""), ""]
         if inherited:
             lines += [f"The fields of {parent.__name__}, and:", ""]
         lines += ["| field | type | meaning |", "|---|---|---|"]

@@ -1,7 +1,7 @@
 """A small server that plays the Hugging Face hub: the few routes that `huggingface_hub` and `datasets` ask of it.
 
-    with LocalHub({"me/rows": {"train.jsonl": b'{"prompt": "hi"}\\n'}}, cards={"me/rows": {"license": "mit"}}) as hub:
-        ... a process with HF_ENDPOINT=hub.url (the libraries read it when they are imported)
+with LocalHub({"me/rows": {"train.jsonl": b'{"prompt": "hi"}\\n'}}, cards={"me/rows": {"license": "mit"}}) as hub:
+    ... a process with HF_ENDPOINT=hub.url (the libraries read it when they are imported)
 """
 
 import hashlib
@@ -14,7 +14,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 COMMIT = "0" * 40
-ROUTE = re.compile(r"/(?:api/)?datasets/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info|resolve)/(?P<rest>.*))?")
+ROUTE = re.compile(
+    r"/(?:api/)?datasets/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info|resolve)/(?P<rest>.*))?"
+)
 
 
 class LocalHub:

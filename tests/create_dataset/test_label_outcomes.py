@@ -157,3 +157,60 @@ def test_a_dry_run_needs_no_key(monkeypatch, capsys):
         outcomes()
     with pytest.raises(InputError, match="--max_answer_tokens"):
         outcomes("--max_answer_tokens", "0")
+
+
+# --- answers that stand in a decision log ---
+
+
+def shadowed(prompt: str, **more) -> dict:
+    """A row of the endpoint's decision log whose request both models answered."""
+    row = {"time": "2026-11-29T10:00:00", "prompt": prompt, "router_score": 0.4, "threshold": 0.5}
+    row |= {"inferior_answer": "of nano", "superior_answer": "of gpt", "answered_by": "inferior"}
+    return {**row, "upstream_model": "my-nano", "shadow": {"model": "my-gpt", "status": 200}, **more}
+
+
+def write_log(*rows_: dict) -> None:
+    Path("decisions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+
+
+def grade(*more: str) -> int:
+    words = "--answers decisions.jsonl --output_file out.jsonl --judge_model j"
+    return label_outcomes.main([*words.split(), *more])
+
+
+def test_answers_of_a_decision_log_are_graded_and_nothing_is_asked_again(serve, capsys):
+    unanswered = {"prompt": "only one model", "router_score": 0.2, "threshold": 0.5}
+    other_way = shadowed("b", answered_by="superior", upstream_model="my-gpt", shadow={"model": "my-nano"})
+    write_log(
+        shadowed("a"), unanswered, other_way, shadowed("A"), shadowed("c", inferior_answer="", superior_answer="")
+    )
+    server = serve(judge(3, 8))
+    assert grade() == 0
+    assert {body["model"] for body in server.bodies} == {"j"} and len(server.bodies) == 4
+    found = sorted(rows(), key=lambda row: row["prompt"])
+    assert [row["prompt"] for row in found] == ["a", "b"]
+    for row in found:
+        assert (row["weak_model"], row["strong_model"]) == ("my-nano", "my-gpt")
+        assert (row["weak_answer"], row["strong_answer"]) == ("of nano", "of gpt")
+        assert (row["weak_score"], row["strong_score"]) == pytest.approx((2 / 9, 7 / 9), abs=1e-4)
+    said = capsys.readouterr().out
+    assert "answers as they are in the log" in said and "  weak" not in said
+    assert grade() == 0 and len(server.bodies) == 4
+
+
+def test_the_judge_is_the_logs_superior_model_where_none_is_named(serve):
+    write_log(shadowed("a"))
+    server = serve(judge(3, 8, name="my-gpt"))
+    assert label_outcomes.main(["--answers", "decisions.jsonl", "--output_file", "out.jsonl"]) == 0
+    assert {body["model"] for body in server.bodies} == {"my-gpt"}
+
+
+def test_a_log_without_both_answers_says_how_to_get_them():
+    write_log({"prompt": "a", "router_score": 0.2})
+    with pytest.raises(InputError, match="none of the 1 rows .*--shadow_share"):
+        grade("--dry_run")
+
+
+def test_choosing_and_answers_exclude_each_other():
+    with pytest.raises(InputError, match="--choose picks prompts to ask about"):
+        label_outcomes.parse_args(["--answers", "d.jsonl", "--choose", "3"])
