@@ -295,8 +295,10 @@ class BatchJob:
         if not ENQUEUED_LIMIT.search(told):
             return False
         shard.batch, shard.creating, shard.held = None, False, is_busy
-        if is_busy or shard.count == 1:
+        if is_busy:
             print(f"shard {shard.name} waits until other batches have ended: {told}")
+        elif shard.count == 1:
+            print(f"shard {shard.name} is sent again: {told}")
         else:
             prompts = iter(self._prompts(shard).values())
             shard.collected = True

@@ -29,6 +29,7 @@ from router_data import (
 DATASET = "lmsys/lmsys-chat-1m"
 ID_COLUMNS = ("conversation_id", "question_id", "id", "source_id")
 HUB_SPLIT = "train"
+HUB_TRIES = 3  # by default 20 with up to a minute between them, and that for each of several layers
 INDEX_CACHE_KIB = 32_000  # holds the index of a million ranks; with less, every insert reads the disk
 
 
@@ -84,9 +85,10 @@ def read_data_sets(names: Iterable[str]) -> Iterator[Record]:
 
 
 def _read_hub(name: str) -> Iterator[Record]:
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = HUB_TRIES
     try:
         for number, fields in enumerate(load_dataset(name, split=HUB_SPLIT, streaming=True), 1):
             yield Record(fields, name, number)

@@ -3,10 +3,15 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from labelling_runs import label
+from local_hub import LocalHub
 
 from create_dataset import label_prompts, prompt_sources
 from prompt_files import Record, read_records
@@ -189,3 +194,48 @@ def test_the_lmsys_shape():
     assert (
         len(drawn) == 1333 - filters.dropped.total() - drawn.repeats == len({normalise_prompt(p.text) for p in drawn})
     )
+
+
+def project_copy(folder: Path, env: str) -> Path:
+    """The project with a .env; it lies beside router_data.py, so that is copied too."""
+    for name in ("create_dataset", "dataset_analysis"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("router_data.py", "prompt_files.py"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".env").write_text(env)
+    return folder
+
+
+@pytest.mark.slow
+def test_token_and_address_of_the_hub_come_from_env(tmp_path):
+    """The hub's libraries read them when they are imported, so .env must be read before."""
+    rows = "".join(json.dumps({"prompt": f"q {i}"}) + "\n" for i in range(5)).encode()
+    words = "--dataset me/rows --labelling_prompt labelling.txt --model m --dry_run".split()
+    with LocalHub({"me/rows": {"train.jsonl": rows}}, gated=frozenset({"me/rows"})) as hub:
+        copy = project_copy(tmp_path / "project", f"HF_ENDPOINT={hub.url}\nHF_TOKEN=hf_of_the_test\n")
+        environment = {**os.environ, **hub.environment(tmp_path / "cache")}
+        del environment["HF_ENDPOINT"]
+        command = [sys.executable, copy / "create_dataset" / "label_prompts.py", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "5 rows to label" in done.stdout, done.stderr
+        (copy / ".env").write_text(f"HF_ENDPOINT={hub.url}\n")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and "HF_TOKEN in .env" in done.stderr and done.stdout.count("\n") <= 1
+        before = len(hub.asked)
+        command = [sys.executable, copy / "dataset_analysis" / "analyse_human_judgments.py", "--output_dir", "out"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and "cannot read lmsys/mt_bench_human_judgments" in done.stderr
+        assert len(hub.asked) > before, "stage 1 asks the address in .env"
+
+
+def test_a_hub_that_stays_cut_is_given_up_and_named(monkeypatch):
+    import datasets
+
+    def cut(*_, **__):
+        assert datasets.config.STREAMING_READ_MAX_RETRIES == datasets.config.STREAMING_OPEN_MAX_RETRIES == 3
+        yield {"prompt": "one"}
+        raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr(datasets, "load_dataset", cut)
+    with pytest.raises(InputError, match=r"cannot read me/rows from the hub \(Server Disconnected\)"):
+        label("--dataset", "me/rows", "--dry_run")
