@@ -8,7 +8,9 @@ from conftest import ROOT
 
 STAGES = ("dataset_analysis", "create_dataset", "finetuning_model", "inference")
 SOURCES = [path for folder in (*STAGES, "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-SOURCES += [ROOT / "router_data.py", ROOT / "router_model.py", ROOT / "prompt_files.py"]
+SOURCES += [ROOT / "router_data.py", ROOT / "router_model.py", ROOT / "prompt_files.py", ROOT / "request_text.py"]
+PROGRAM = "run_script(main)"
+PLUG_INS = {"inference.litellm_router"}  # LiteLLM imports it
 
 
 def name_of(path: Path) -> str:
@@ -23,6 +25,19 @@ def imported_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return modules
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def room_of(module: str) -> str:
+    """The folder inside its stage; empty at the top level."""
+    return module.split(".")[1] if module.count(".") > 1 else ""
+
+
+def programs_of(stage: str) -> list[Path]:
+    return [path for path in sorted(ROOT.glob(f"{stage}/*.py")) if PROGRAM in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -41,11 +56,7 @@ def test_the_rule_sees_every_kind_of_import(tmp_path):
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_no_library_is_imported_from_a_program_of_another_name(path):
     """A program's functions are its own; what two programs share lives in a library beside them."""
-    programs = {
-        ".".join(source.relative_to(ROOT).with_suffix("").parts)
-        for source in SOURCES
-        if 'if __name__ == "__main__":' in source.read_text(encoding="utf-8")
-    }
+    programs = set(map(module_of, programs_of("*")))
     allowed = {"finetuning_model.export_onnx"}  # stage 3 exports what it saves
     if path.relative_to(ROOT).parts[0] == "benchmarks" or path.name == "score_prompts_ray.py":
         return
@@ -61,3 +72,14 @@ def test_loading_never_runs_code_of_a_checkpoint(path):
             assert isinstance(given["trust_remote_code"], ast.Constant) and given["trust_remote_code"].value is False
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             assert isinstance(node.value, ast.Constant) and node.value.value is False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_library_with_users_in_one_room_only_lives_in_that_room(stage):
+    files = {module_of(path): path for path in sorted((ROOT / stage).rglob("*.py"))}
+    programs = set(map(module_of, programs_of(stage)))
+    imports = {module: imported_modules(path) for module, path in files.items()}
+    for module in set(files) - programs - PLUG_INS:
+        rooms = {room_of(user) for user in files if module in imports[user]}
+        assert rooms, f"nothing uses {module}"
+        assert room_of(module) or len(rooms) > 1 or rooms == {""}, f"{module} belongs in {stage}/{rooms.pop()}/"
