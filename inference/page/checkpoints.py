@@ -4,7 +4,6 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 
 from inference.page import html_parts
@@ -23,7 +22,7 @@ from router_model import (
 
 MAX_LOADED = 3
 MAX_PLOTS = 8
-MAX_PLOT_BYTES = 20_000_000
+MAX_PLOT_BYTES = 2_000_000
 MAX_EVIDENCE_BYTES = 50_000_000
 FIGURES = ("AUROC", "accuracy", "Brier score", "expected calibration error")
 
@@ -134,24 +133,19 @@ def card_text(page: Page) -> str:
     text = _read_text(page, CARD_FILE)
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"^\|\s*\|(?=.*\n\|[\s:|-]+\n)", "| name |", text, flags=re.MULTILINE)  # a header that can be read
     return re.sub(r"<[^>]*>", "", text).strip() or "This checkpoint has no model card."
 
 
-def plots(page: Page) -> Sequence:
-    """The checkpoint's plots, opened: pairs of picture and name for `gr.Gallery`."""
-    from PIL import Image
-
+def plots(page: Page) -> str:
+    """The checkpoint's plots, as HTML that holds them."""
     folder = page.router.model_save_dir
     paths = sorted(folder.glob("*.png"))[:MAX_PLOTS] if folder else []
-    pictures = []
+    figures = []
     for path in paths:
         if path.resolve().is_relative_to(path.parent.resolve()) and path.stat().st_size < MAX_PLOT_BYTES:
-            try:
-                with Image.open(path) as picture:
-                    pictures.append((picture.convert("RGB"), path.stem.replace("_", " ")))
-            except (OSError, ValueError, Image.DecompressionBombError):
-                continue
-    return pictures
+            figures.append(html_parts.figure_html(path.stem.replace("_", " "), path.read_bytes()))
+    return "".join(figures)
 
 
 def _read_text(page: Page, name: str) -> str:

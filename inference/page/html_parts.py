@@ -1,5 +1,6 @@
 """The pieces of HTML that the page shows. Whatever came from a user passes through `safe`."""
 
+import base64
 import html
 import zlib
 from collections.abc import Sequence
@@ -185,6 +186,12 @@ def list_html(title: str, items: Sequence[str]) -> str:
     if not items:
         return ""
     return f'<h3 class="title">{safe(title)}</h3><ul class="plain">{"".join(f"<li>{safe(i)}</li>" for i in items)}</ul>'
+
+
+def figure_html(caption: str, png: bytes) -> str:
+    """A picture that is part of the page, with its caption."""
+    data = base64.b64encode(png).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{safe(caption)}</figcaption></figure>'
 
 
 def table_html(caption: str, rows: Sequence[tuple[str, str]]) -> str:

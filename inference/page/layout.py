@@ -38,7 +38,7 @@ WORD_COLORS = {
 }  # fmt: skip
 KEEP, STOP_COMPARING = "Compare", "Stop comparing"
 HISTORY_COLUMNS = ["Prompt", "Superior", "Route", "Time"]
-CODE_LANGUAGES = {"curl": "shell", "Python": "python", "OpenAI client": "python"}
+CODE_CLIENTS = ("curl", "Python", "OpenAI client")
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -88,7 +88,7 @@ class PromptTab:
     pushes: gr.HTML
     near: gr.HTML
     examples: list[gr.Button]
-    code: list[gr.Code]
+    code: list[gr.Textbox]
 
 
 @dataclass
@@ -142,7 +142,7 @@ class SidePanel:
     about: gr.HTML
     more: gr.Accordion
     card: gr.Markdown
-    plots: gr.Gallery
+    plots: gr.HTML
 
 
 def build(services: Services) -> gr.Blocks:
@@ -193,9 +193,9 @@ def one_prompt_tab(services: Services) -> PromptTab:
         examples = [gr.Button(text, size="sm", elem_classes="example") for text in EXAMPLES]
     with gr.Accordion("Use it from code", open=False, elem_id="code"):
         code = []
-        for name, language in CODE_LANGUAGES.items():
+        for name in CODE_CLIENTS:
             with gr.Tab(name):
-                code.append(gr.Code(language=language, label=name, interactive=False))  # type: ignore[arg-type]
+                code.append(gr.Textbox(label=name, lines=5, max_lines=14, interactive=False, buttons=["copy"]))
     return PromptTab(
         prompt, card, kept_card, explain, keep, right, wrong, noted, words, pushes, near, examples, code
     )  # fmt: skip
@@ -287,8 +287,8 @@ def side_panel(offered: Checkpoints) -> SidePanel:
     with gr.Accordion("About this model", open=False, elem_id="about"):
         about = gr.HTML(checkpoints.about(page))
         with gr.Accordion("Model card and plots", open=False, elem_id="card_and_plots") as more:
-            plots = gr.Gallery(label="Plots", columns=2, height="auto", interactive=False, buttons=[])
-            card = gr.Markdown(elem_id="model_card", max_height=480)
+            plots = gr.HTML(elem_id="plots")
+            card = gr.Markdown(elem_id="model_card")
     return SidePanel(checkpoint, threshold, preset, figures, curve, prices, about, more, card, plots)
 
 
@@ -391,7 +391,9 @@ def connect_prompt(
         api_visibility="private",
     ).then(None, None, history.table, js="() => routerPage.remember(true)", **QUIET)  # fmt: skip
     for button in tab.examples:
-        button.click(lambda text: text, button, tab.prompt, **QUIET).then(js=click("#explain", after=100))
+        button.click(lambda text: text, button, tab.prompt, **QUIET).then(
+            on_explain, inputs, outputs, show_progress_on=tab.pushes, api_visibility="private"
+        ).then(None, None, history.table, js="() => routerPage.remember(true)", **QUIET)
     for button, is_right in ((tab.right, True), (tab.wrong, False)):
         button.click(
             bind_feedback(on_feedback, is_right), [decided, side.checkpoint, side.threshold], tab.noted,
@@ -562,7 +564,7 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
         return str(services.checkpoints.files(checkpoint).write(scored, threshold))
 
     tab.download.click(on_download, [scored, side.checkpoint, side.threshold], tab.link, **QUIET).then(
-        js=click("#link", after=50)
+        js=click("#link", after=200)
     )
 
 

@@ -20,7 +20,14 @@ from inference.run_gradio_model import launch
 from router_data import INFERIOR, SUPERIOR, Outcome, read_rows
 from router_model import Router
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    # Gradio's own: it sets an option of pandas that is deprecated, and leaves sockets and event loops to the collector
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 PATIENCE = 60_000  # milliseconds
 EASY_PROMPT = "please open the door with apple and bread"
@@ -240,7 +247,7 @@ def test_the_snippets_answer_as_the_page_does(tab, served, router):
     prompt = 'what\'s a "zorp" with $HOME `x`'
     ask(tab, prompt)
     tab.get_by_role("button", name="Use it from code").click()
-    tab.wait_for_selector("#code .cm-content")
+    tab.wait_for_function("document.querySelector('#code textarea').value.includes('curl')")
     score = router.score([prompt])[0]
     snippets = tab.evaluate("(prompt) => routerPage.snippets(prompt, 0.5)", prompt)
     done = subprocess.run(["bash", "-c", snippets[0]], capture_output=True, text=True, timeout=60)
