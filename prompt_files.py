@@ -10,6 +10,7 @@ import ast
 import codecs
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -392,9 +393,14 @@ def _as_json(value: Any) -> Any:
 # --- the prompt of a row ---------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=4096)  # every row of a file asks for the same few names
+def _plain_name(name: str) -> str:
+    return re.sub(r"[\s.-]+", "_", name.strip().lower())
+
+
 def prompt_column(fields: dict) -> str | None:
     """The column that plainly holds the prompt: one of the usual names, in any case, or the only column there is."""
-    by_name = {re.sub(r"[\s.-]+", "_", str(name).strip().lower()): name for name in reversed(fields)}
+    by_name = {_plain_name(str(name)): name for name in reversed(fields)}
     conversations = [by_name[name] for name in CONVERSATION_COLUMNS if name in by_name]
     texts = [by_name[name] for name in PROMPT_COLUMNS if name in by_name]
     filled = [name for name in conversations if fields[name]]

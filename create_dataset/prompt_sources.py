@@ -1,7 +1,7 @@
 """Where prompts come from: hub data sets and local files, filters, and a draw by seed.
 
 One pass over the data, in little memory however long the data set is: what may be drawn waits in a temporary SQLite
-file, so a million rows take 75 MB and hardly longer than parsing them.
+file. Of a million prompts the draw takes some 75 MB.
 """
 
 import argparse
