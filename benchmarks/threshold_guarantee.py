@@ -22,8 +22,6 @@ import numpy as np
 from router_data import InputError, batches_with_progress, expand_paths, program_parser, run_script
 from router_model import Router, add_router_flags, newest_checkpoint
 
-CHUNK = 256
-
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags."""
@@ -47,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from finetuning_model.evaluation.eval_sets import read_checked
     from finetuning_model.evaluation.guarantee import guaranteed_threshold
+    from finetuning_model.evaluation.scoring import score_prompts
     from finetuning_model.evaluation.tradeoff import at_least_quality, choose, tradeoff
     from router_data import Outcome
 
     rows = [row for path in expand_paths(args.outcomes) for row in read_checked(path, Outcome)]
     router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
-    chunks = batches_with_progress([row.prompt for row in rows], CHUNK, "scoring prompts")
-    scores = np.concatenate([router.score(chunk) for chunk in chunks])
+    scores = score_prompts(router, [row.prompt for row in rows])
     traffic = np.stack([scores, [row.weak_score for row in rows], [row.strong_score for row in rows]])
     quality, confidence = args.quality / 100, args.confidence / 100
 

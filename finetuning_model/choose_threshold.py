@@ -33,7 +33,6 @@ from router_data import (
     Outcome,
     Prices,
     add_price_flags,
-    batches_with_progress,
     expand_paths,
     prices_from,
     program_parser,
@@ -51,8 +50,6 @@ from router_model import (
 
 if TYPE_CHECKING:
     from finetuning_model.evaluation.tradeoff import Target
-
-CHUNK = 256  # prompts scored between two moves of the progress bar
 
 
 class KnownPrompts(NamedTuple):
@@ -122,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, prices = args.model_save_dir or newest_checkpoint(), prices_from(args)
 
     # 1. The prompts, and what is known of the answers to them
+    from finetuning_model.evaluation.scoring import score_prompts
     from finetuning_model.evaluation.tradeoff import choose, offered_targets, tradeoff
 
     known = read_prompts(args.prompts)
@@ -130,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 2. Their scores
     router = Router.load(folder, args.hf_model_name)
-    chunks = batches_with_progress(known.prompts, CHUNK, "scoring prompts")
-    scores = np.concatenate([router.score(chunk) for chunk in chunks])
+    scores = score_prompts(router, known.prompts)
     if not len(known.inferior):
         known = known._replace(inferior=1 - scores, superior=np.ones(len(scores)))
     curve = tradeoff(scores, known.inferior, known.superior)

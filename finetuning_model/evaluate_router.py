@@ -25,17 +25,12 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np
-
 from finetuning_model.frames import JUDGING_FRAMES, Frames
 from router_data import (
-    LABELS,
     QUESTIONS_FILE,
     InputError,
-    LabelledPrompt,
     Prices,
     add_price_flags,
-    batches_with_progress,
     now,
     prices_from,
     program_parser,
@@ -46,10 +41,7 @@ from router_data import (
 from router_model import VERDICT_FILE, Router, add_router_flags, check_threshold, newest_checkpoint
 
 if TYPE_CHECKING:
-    from finetuning_model.evaluation.baselines import Embed
     from finetuning_model.evaluation.eval_sets import EvalSet
-
-CHUNK = 256  # prompts scored between two moves of the progress bar
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 1. The checkpoint, the sets to judge on, and the rows that its training saw
     from finetuning_model.evaluation.eval_sets import probe_set, read_run, read_sets, training_rows
     from finetuning_model.evaluation.report import markdown, summary
+    from finetuning_model.evaluation.scoring import encoder_of, pooled_outcomes, say, score_sets
 
     router, run = Router.load(folder, args.hf_model_name), read_run(folder)
     threshold = router.settings.threshold if args.threshold is None else args.threshold
@@ -118,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **judge(router, sets, pooled, probes, threshold, prices, args.seed),
         "frames": judge_in_frames(router, sets, frames, args.frames, run, threshold, args.seed),
     }
-    say("drawing")
-    for report, eval_set in zip(all_reports(evaluation), [*sets, *pooled], strict=True):
-        report["plots"] = draw_plots(output_dir, eval_set, router, threshold, prices, logit_bias_of(run))
+    draw_plots(output_dir, evaluation, [*sets, *pooled], router, run, prices)
 
     # 4. The report, whose Markdown is made from its JSON alone, and the verdict
     evaluation = with_verdict(evaluation, args.outcomes, folder)
@@ -133,87 +124,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"next: {evaluation['verdict']['next']}")
 
 
-def say(text: str) -> None:
-    """What is being done, for whoever waits."""
-    print(f"{text} ...", file=sys.stderr, flush=True)
-
-
-def score_prompts(router: Router, prompts: Sequence[str], what: str = "scoring prompts") -> np.ndarray:
-    """`router.score`, while stderr says how far it is; shape (len(prompts),)."""
-    return np.concatenate([router.score(chunk) for chunk in batches_with_progress(prompts, CHUNK, what)])
-
-
-def encoder_of(hf_model_name: str | None, router: Router, run: dict, remarks: list[str]) -> "Embed | None":
-    """The frozen encoder that the router was fine-tuned from; None, and a remark, where it can't be had."""
-    from finetuning_model.evaluation.baselines import frozen_encoder
-
-    recorded = run.get("recipe", {}).get("base") or run.get("arguments", {}).get("hf_model_name")
-    name = hf_model_name or recorded or router.settings.base_model
-    try:
-        if name is None:
-            raise ValueError("the checkpoint names no base model")
-        return frozen_encoder(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        remarks.append(f"no baselines on embeddings: {name} can't be had ({reason}); name it with --hf_model_name")
-        return None
-
-
-def score_sets(
-    sets: "Sequence[EvalSet]", router: Router, train: list[LabelledPrompt], embed: "Embed | None", seed: int
-) -> None:
-    """Fill each set's `scores`, the router's first, then those of baselines trained on `train`; and near duplicates."""
-    from finetuning_model.evaluation import baselines
-    from finetuning_model.evaluation.eval_sets import mark_near_duplicates
-
-    prompts = [prompt for eval_set in sets for prompt in eval_set.prompts]
-    scores = {baselines.ROUTER: score_prompts(router, prompts)}
-    if train:
-        say("training the baselines on the same rows")
-    soft_labels = np.array([row.soft_label for row in train])
-    scores |= baselines.baseline_scores([row.prompt for row in train], soft_labels, prompts, embed, seed)
-    categories = [getattr(row, "category", None) for row in train]
-    start = 0
-    for eval_set in sets:
-        end = start + len(eval_set.prompts)
-        eval_set.scores = {name: values[start:end] for name, values in scores.items()}
-        start = end
-        if set(categories) & set(eval_set.categories):
-            own = baselines.category_mean(categories, soft_labels, eval_set.categories)
-            eval_set.scores[baselines.CATEGORY_MEAN] = own
-        add_oracle(eval_set, seed)
-    if train:
-        say("looking for near duplicates of training rows")
-        mark_near_duplicates(sets, train)
-
-
-def add_oracle(eval_set: "EvalSet", seed: int) -> None:
-    """Score outcomes of several categories by what no router can know: the category's gain in their other half."""
-    from finetuning_model.evaluation.baselines import ORACLE_BY_CATEGORY, category_gain_of_other_half
-
-    if eval_set.has_outcomes and len(set(eval_set.categories)) > 1:
-        oracle = category_gain_of_other_half(eval_set.categories, eval_set.gain, seed)
-        eval_set.scores[ORACLE_BY_CATEGORY] = oracle
-
-
-def pooled_outcomes(sets: "Sequence[EvalSet]", seed: int) -> "list[EvalSet]":
-    """All outcomes as one set, where there are several sets of them; its categories are the sets."""
-    from finetuning_model.evaluation.eval_sets import pooled_set
-
-    outcomes = [eval_set for eval_set in sets if eval_set.has_outcomes]
-    if len(outcomes) < 2:
-        return []
-    pooled = pooled_set(outcomes, seed)
-    add_oracle(pooled, seed)
-    return [pooled]
-
-
 def judge(
     router: Router, sets: "Sequence[EvalSet]", pooled: "Sequence[EvalSet]", probes: "EvalSet", threshold: float,
     prices: Prices | None, seed: int,
 ) -> dict:  # fmt: skip
     """The figures of evaluation.json but those in frames: sets, several kinds together, probes, changed wordings."""
     from finetuning_model.evaluation.figures import judge_kinds, judge_probes, judge_robustness, judge_set
+    from finetuning_model.evaluation.scoring import say
 
     reports = []
     for eval_set in [*sets, *pooled]:
@@ -235,6 +152,7 @@ def judge_in_frames(
 ) -> dict:
     """Requests of all sets inside the frames, and whether the checkpoint was trained on some of these."""
     from finetuning_model.evaluation.figures import judge_sets_in_frames
+    from finetuning_model.evaluation.scoring import score_prompts
 
     trained_on = run.get("recipe", {}).get("frames_file")
     remark = "The checkpoint was trained without frames."
@@ -263,9 +181,19 @@ def facts(args: argparse.Namespace, folder: Path, router: Router, run: dict, tra
     }
 
 
-def all_reports(evaluation: dict) -> list[dict]:
-    """The reports of all sets, the pooled one last."""
-    return [*evaluation["sets"], *([evaluation["pooled"]] if evaluation["pooled"] else [])]
+def draw_plots(
+    folder: Path, evaluation: dict, sets: "Sequence[EvalSet]", router: Router, run: dict, prices: Prices | None
+) -> None:
+    """Draw every set, the pooled one last, and put the names of its plots into its report."""
+    from finetuning_model.evaluation.baselines import ROUTER
+    from finetuning_model.evaluation.metrics import uncalibrated
+    from finetuning_model.evaluation.plots import draw_set
+    from finetuning_model.evaluation.scoring import say
+
+    say("drawing")
+    for report, eval_set in zip([*evaluation["sets"], evaluation["pooled"]], sets, strict=False):
+        before = uncalibrated(eval_set.scores[ROUTER], router.settings.temperature, logit_bias_of(run))
+        report["plots"] = draw_set(folder, eval_set, evaluation["threshold"], before, prices)
 
 
 def logit_bias_of(run: dict) -> float:
@@ -273,39 +201,6 @@ def logit_bias_of(run: dict) -> float:
     logs = [log for log in run.get("training", []) if "validation_loss" in log]
     kept: dict = min(logs, key=lambda log: log["validation_loss"], default={})
     return kept.get("logit_bias", kept.get("shift", 0.0))  # "shift" is the earlier form's word
-
-
-def draw_plots(
-    folder: Path, eval_set: "EvalSet", router: Router, threshold: float, prices: Prices | None, logit_bias: float
-) -> list[str]:
-    """The set's plots; returns their names."""
-    from finetuning_model.evaluation import plots
-    from finetuning_model.evaluation.baselines import ROUTER
-    from finetuning_model.evaluation.metrics import uncalibrated
-
-    scores, labels, title = eval_set.scores[ROUTER], eval_set.first_labels, eval_set.name
-    names = []
-
-    def path(kind: str) -> Path:
-        names.append(f"{title.replace(' ', '_')}_{kind}.png")
-        return folder / names[-1]
-
-    if eval_set.has_outcomes and eval_set.has_gap:
-        rest = {name: values for name, values in eval_set.scores.items() if name != ROUTER}
-        plots.cost_quality(path("cost_quality"), scores, rest, eval_set.gain, prices, title)
-    if eval_set.has_outcomes:
-        fails, gains = eval_set.weak < 0.5, eval_set.gain > 0
-        groups = {"the inferior model suffices": ~fails, "only the superior one does better": fails & gains}
-        groups["both fail alike"] = fails & ~gains
-    else:
-        groups = {label: labels == i for i, label in enumerate(LABELS)}
-    plots.score_histogram(path("scores"), scores, groups, threshold, title)
-    before = uncalibrated(scores, router.settings.temperature, logit_bias)
-    plots.reliability(path("reliability"), labels, before, scores, title)
-    if len(set(eval_set.categories)) > 1:
-        correct = (scores >= threshold) == (labels > 0)
-        plots.accuracy_by_category(path("categories"), eval_set.categories, correct, labels, title)
-    return names
 
 
 def with_verdict(evaluation: dict, outcome_files: Sequence[str], folder: Path) -> dict:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from finetuning_model.evaluation.baselines import ORACLE_BY_CATEGORY, RANDOM
-from finetuning_model.evaluation.eval_sets import pool_small
+from finetuning_model.evaluation.baselines import ORACLE_BY_CATEGORY, RANDOM, ROUTER
+from finetuning_model.evaluation.eval_sets import EvalSet, pool_small
 from finetuning_model.evaluation.metrics import BINS, apgr, cpt, expected_calibration_error, quality_curve
-from router_data import INFERIOR, SUPERIOR, TIER_COLORS, Prices
+from router_data import INFERIOR, LABELS, SUPERIOR, TIER_COLORS, Prices
 
 TEAL, AMBER = TIER_COLORS[INFERIOR], TIER_COLORS[SUPERIOR]
 INK, MUTED, RULE = "#1f2937", "#8793a1", "#e5e7eb"
@@ -23,6 +23,38 @@ WIDTH = 7.5  # inches
 DPI = 150
 MAX_CATEGORIES = 20  # in one picture
 MIN_CATEGORY_ROWS = 5  # fewer say nothing about a category
+
+
+def draw_set(
+    folder: Path, eval_set: EvalSet, threshold: float, uncalibrated: np.ndarray, prices: Prices | None
+) -> list[str]:
+    """The plots of a set of an evaluation; returns their names.
+
+    Args:
+        uncalibrated: the router's scores without temperature and bias, shape (n,).
+    """
+    scores, labels, title = eval_set.scores[ROUTER], eval_set.first_labels, eval_set.name
+    names = []
+
+    def path(kind: str) -> Path:
+        names.append(f"{title.replace(' ', '_')}_{kind}.png")
+        return folder / names[-1]
+
+    if eval_set.has_outcomes and eval_set.has_gap:
+        rest = {name: values for name, values in eval_set.scores.items() if name != ROUTER}
+        cost_quality(path("cost_quality"), scores, rest, eval_set.gain, prices, title)
+    if eval_set.has_outcomes:
+        fails, gains = eval_set.weak < 0.5, eval_set.gain > 0
+        groups = {"the inferior model suffices": ~fails, "only the superior one does better": fails & gains}
+        groups["both fail alike"] = fails & ~gains
+    else:
+        groups = {label: labels == i for i, label in enumerate(LABELS)}
+    score_histogram(path("scores"), scores, groups, threshold, title)
+    reliability(path("reliability"), labels, uncalibrated, scores, title)
+    if len(set(eval_set.categories)) > 1:
+        correct = (scores >= threshold) == (labels > 0)
+        accuracy_by_category(path("categories"), eval_set.categories, correct, labels, title)
+    return names
 
 
 def cost_quality(

@@ -9,7 +9,8 @@ from router_data import INFERIOR, SUPERIOR, TIER_COLORS, Prices
 
 
 def colours(path) -> set[tuple[int, int, int]]:
-    image = Image.open(path).convert("RGB")
+    with Image.open(path) as file:
+        image = file.convert("RGB")
     return {colour for _, colour in image.getcolors(image.width * image.height)}
 
 
@@ -31,7 +32,8 @@ def test_any_number_of_categories_fits_one_picture(tmp_path):
     names = [f"category {i}" for i in range(100) for _ in range(1 + i % 30)]
     correct = np.arange(len(names)) % 3 > 0
     plots.accuracy_by_category(tmp_path / "many.png", names, correct, (np.arange(len(names)) % 2).astype(float))
-    width, height = Image.open(tmp_path / "many.png").size
+    with Image.open(tmp_path / "many.png") as image:
+        width, height = image.size
     assert height < 1.1 * width
 
 
