@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import RawIOBase
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -245,7 +245,7 @@ class NearDuplicateIndex:
     def __contains__(self, prompt: str) -> bool:
         return bool(self._index.query(self._signature(prompt)))
 
-    def _signature(self, prompt: str):
+    def _signature(self, prompt: str) -> Any:
         signature = self._empty.copy()
         signature.update_batch(shingles(prompt))
         return signature
@@ -278,7 +278,15 @@ def expand_paths(patterns: Iterable[str | Path]) -> list[Path]:
     return list(paths)
 
 
-def read_rows(path: str | Path, row_type: type[Row] = LabelledPrompt) -> Iterator[Row]:
+@overload
+def read_rows(path: str | Path) -> Iterator[LabelledPrompt]: ...
+
+
+@overload
+def read_rows(path: str | Path, row_type: type[Row]) -> Iterator[Row]: ...
+
+
+def read_rows(path: str | Path, row_type: type[BaseModel] = LabelledPrompt) -> Iterator[BaseModel]:
     """The rows of one JSONL file, checked one by one; blank lines are passed over.
 
     Raises:
@@ -507,7 +515,7 @@ class Prices:
     superior: float
     tokens_per_prompt: float
 
-    def per_thousand(self, superior_share):
+    def per_thousand(self, superior_share: Any) -> Any:
         """US dollars for 1,000 prompts of which this share (0..1; a number or an array) goes to the superior model."""
         price = superior_share * self.superior + (1 - superior_share) * self.inferior
         return self.tokens_per_prompt / 1000 * price

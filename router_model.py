@@ -17,12 +17,12 @@ import threading
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,6 +100,7 @@ class RouterSettings(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     base_model: str | None = Field(default=None, description="what was fine-tuned")
+    continued_from: str | None = Field(default=None, description="the router whose weights training went on from")
     max_length: int = Field(default=512, ge=8, description="tokens scored at most, special tokens included")
     long_prompt_policy: Literal["head_tail"] = Field(
         default="head_tail", description="of a longer prompt the first and the last half of max_length are scored"
@@ -494,7 +495,7 @@ class Router:
         return cls(settings, encoder, model, backend, folder)
 
     @classmethod
-    def from_model(cls, model, tokenizer, settings: RouterSettings) -> "Router":
+    def from_model(cls, model: Any, tokenizer: Any, settings: RouterSettings) -> "Router":
         """A router of a model in memory, scored by PyTorch in fp32: what training and evaluation measure.
 
         Args:
@@ -755,7 +756,7 @@ class OnnxModel:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._cores, thread_name_prefix="router")
 
-    def _session(self, threads: int):
+    def _session(self, threads: int) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -772,7 +773,7 @@ class OnnxModel:
         )
 
     @staticmethod
-    def _run(session, row: list[int]) -> np.ndarray:
+    def _run(session: Any, row: list[int]) -> np.ndarray:
         return session.run(None, {"input_ids": np.array([row], dtype=np.int64)})[0]
 
 
@@ -801,7 +802,7 @@ class TorchModel:
         pad_id: the token that fills up shorter prompts; it is masked.
     """
 
-    def __init__(self, model, pad_id: int) -> None:
+    def __init__(self, model: Any, pad_id: int) -> None:
         import torch
 
         self.module = model.eval().float().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -814,7 +815,7 @@ class TorchModel:
         )
 
 
-def run_in_batches(module, rows: list[list[int]], pad_id: int) -> np.ndarray:
+def run_in_batches(module: Callable[..., Any], rows: list[list[int]], pad_id: int) -> np.ndarray:
     """The outputs of a module for rows of token ids, in padded batches of like length; float32, in the rows' order.
 
     Args:
@@ -832,7 +833,7 @@ def run_in_batches(module, rows: list[list[int]], pad_id: int) -> np.ndarray:
     return np.stack(outputs)
 
 
-def _load_torch_model(folder: Path):
+def _load_torch_model(folder: Path) -> Any:
     """The model in a checkpoint's folder; only safetensors are read, and no code of the folder runs."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging

@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ import numpy as np
 from benchmarks.int8_floor import int8_rate, operations
 from benchmarks.machine import describe, timed
 from finetuning_model.evaluation.markdown import table
-from router_data import LABELS, SAMPLE_FILE, InputError, program_parser, read_rows, run_script
+from router_data import LABELS, SAMPLE_FILE, InputError, LabelledPrompt, program_parser, read_rows, run_script
 from router_model import BATCH_TOKENS, Router, RouterSettings, batches_of_like_length, newest_checkpoint, read_config
 
 LENGTHS = (16, 32, 128, 512)  # tokens
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_prompts < 10:
         raise InputError("--num_prompts must be 10 or more")
     folder = args.model_save_dir or newest_checkpoint()
-    prompts = [row.prompt for row in read_rows(ROOT / SAMPLE_FILE)]
+    prompts = [row.prompt for row in read_rows(ROOT / SAMPLE_FILE, LabelledPrompt)]
 
     # 1. The machine
     rate = int8_rate()
@@ -87,7 +88,7 @@ def report(folder: Path, prompts: list[str], rate: float, num_prompts: int) -> N
 
     # 2. Many prompts; start and memory in fresh processes
     mixed = [prompts[i % len(prompts)] for i in range(num_prompts)]
-    rates = {name: f"{num_prompts / timed(lambda way=way: way(mixed)):,.0f}" for name, way in many.items()}
+    rates = {name: f"{num_prompts / timed(partial(way, mixed)):,.0f}" for name, way in many.items()}
     ours, its = (fresh_process(name, folder) for name in ("router", "pipeline"))
     rows = [
         [f"{num_prompts:,} prompts of the sample, prompts a second", *(rates[name] for name in many)],
@@ -102,10 +103,11 @@ def latencies(ways: dict[str, Callable[[str], object]], prompt: str) -> dict[str
     best: dict[str, np.ndarray] = {}
     for _ in range(ROUNDS):
         for name, way in ways.items():
-            calls, until = [], time.perf_counter() + SECONDS_PER_ROUND
+            calls: list[float] = []
+            until = time.perf_counter() + SECONDS_PER_ROUND
             while time.perf_counter() < until or len(calls) < 5:
                 time.sleep(PAUSE if name == APART else 0)
-                calls.append(timed(lambda way=way: way(prompt)))
+                calls.append(timed(partial(way, prompt)))
             figures = np.percentile(calls, PERCENTILES) * 1e3
             if name not in best or figures[0] < best[name][0]:
                 best[name] = figures
@@ -176,8 +178,8 @@ def random_bert_base(like: Path, scratch: Path, prompts: list[str]) -> Path:
 def fresh_process(name: str, folder: Path) -> tuple[float, float]:
     """Seconds to the first answer and peak memory in MB, the better of three processes."""
     command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "first_answer.py"), str(folder), name]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
-    return min(tuple(map(float, run.split())) for run in runs)
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    return min((float(seconds), float(megabytes)) for seconds, megabytes in runs)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

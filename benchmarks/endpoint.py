@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks.chat_client import ask_all
 from benchmarks.machine import describe, server
 from finetuning_model.evaluation.markdown import table
-from router_data import SAMPLE_FILE, InputError, program_parser, read_rows, run_script
+from router_data import SAMPLE_FILE, InputError, LabelledPrompt, program_parser, read_rows, run_script
 from router_model import Router, newest_checkpoint
 
 WARM_UP_REQUESTS = 20
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 1. The prompts, none asked twice, and how long they are
     folder = (args.model_save_dir or newest_checkpoint()).resolve()
-    prompts = list(dict.fromkeys(row.prompt for row in read_rows(args.prompts)))
+    prompts = list(dict.fromkeys(row.prompt for row in read_rows(args.prompts, LabelledPrompt)))
     random.Random(0).shuffle(prompts)
     per_round = args.requests * (1 + args.repeats) + args.streams
     if len(prompts) < WARM_UP_REQUESTS + args.rounds * per_round:
@@ -156,7 +156,7 @@ def figures(target: Target, direct: Target) -> list[str]:
     median, p99 = 1e3 * np.percentile(np.concatenate(target.latencies), (50, 99))
     medians = [np.median(seconds) for seconds in target.latencies]
     added_ms = 1e3 * (np.array(medians) - [np.median(seconds) for seconds in direct.latencies])
-    added = "" if target is direct else with_range(added_ms, ".2f")
+    added = "" if target is direct else with_range(added_ms.tolist(), ".2f")
     first_byte = 1e3 * np.median(np.concatenate(target.first_bytes))
     return [target.name, f"{median:.2f}", f"{p99:.2f}", added, f"{first_byte:.2f}", with_range(target.rates, ",.0f")]
 

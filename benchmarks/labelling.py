@@ -154,7 +154,8 @@ def measure_memory(folder: Path, args: argparse.Namespace) -> None:
     write_prompts(folder / "prompts.jsonl", args.rows)
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(label_command(folder, "memory.jsonl"), stdout=quiet, stderr=quiet)
-    output, rows, lines = folder / "memory.jsonl", [], 0
+    output = folder / "memory.jsonl"
+    rows: list[list[str]] = []
     while process.poll() is None:
         time.sleep(0.2)
         lines = len(output.read_bytes().splitlines()) if output.exists() else 0

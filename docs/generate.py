@@ -37,9 +37,10 @@ What each program says with `--help`; made by `make docs`.
 def schema_document() -> str:
     """row_schema.md: a table of fields for each kind of row."""
     parts = [SCHEMA_INTRODUCTION]
-    for model in (LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer, ShadowedDecision):
-        parent = model.__bases__[0]
-        inherited = set(parent.model_fields) if parent is not BaseModel else set()
+    models: list[type[BaseModel]] = [LabelledPrompt, LabelledQuestion, Outcome, RouterAnswer, ShadowedDecision]
+    for model in models:
+        parent = model.__mro__[1]
+        inherited = set(parent.model_fields) if issubclass(parent, BaseModel) and parent is not BaseModel else set()
         lines = [f"## {model.__name__}", "", inspect.cleandoc(model.__doc__ or ""), ""]
         if inherited:
             lines += [f"The fields of {parent.__name__}, and:", ""]

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"wrote docs/images/{name}, from {found[0]}")
 
 
-def photograph(url: str, name: str, width: int, scheme: str) -> None:
+def photograph(url: str, name: str, width: int, scheme: Literal["light", "dark"]) -> None:
     """The page with a prompt, decided on and explained."""
     from playwright.sync_api import sync_playwright
 
