@@ -25,7 +25,7 @@ HINT = (
 MAX_ROWS = 200_000
 MAX_CHARACTERS = 500_000_000
 MAX_TABLE_ROWS = 500
-MAX_SHOWN = 160  # characters of a prompt in the table
+MAX_SHOWN = 120  # characters of a prompt in the table
 MAX_PROBLEMS = 5  # that are named
 BATCH = 256  # prompts between two looks at whether to stop
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods")
@@ -116,7 +116,7 @@ class FileTab:
         blank = len(scored.decisions) - rows
         cost, alone = (prices.per_thousand(share) * rows / 1000 for share in (superior / rows, 1))
         stats = [
-            (f"{rows:,}", "prompts scored", f"{blank:,} rows without a prompt left out" if blank else ""),
+            (f"{rows:,}", "prompts scored", f"{blank:,} without a prompt, left out" if blank else ""),
             (f"{superior / rows:.0%}", "to the superior model", f"{superior:,} prompts"),
             (dollars(cost), "for this file", cost_change(cost, alone)),
         ]

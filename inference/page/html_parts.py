@@ -185,7 +185,7 @@ def list_html(title: str, items: Sequence[str]) -> str:
     """A short list under a title; nothing where it is empty."""
     if not items:
         return ""
-    return f'<h3 class="title">{safe(title)}</h3><ul class="plain">{"".join(f"<li>{safe(i)}</li>" for i in items)}</ul>'
+    return f'<p class="title">{safe(title)}</p><ul class="plain">{"".join(f"<li>{safe(i)}</li>" for i in items)}</ul>'
 
 
 def figure_html(caption: str, png: bytes) -> str:

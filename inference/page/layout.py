@@ -188,7 +188,7 @@ def one_prompt_tab(services: Services) -> PromptTab:
     )  # fmt: skip
     pushes = gr.HTML(html_parts.message(EXPLAIN_HINT), elem_id="pushes")
     near = gr.HTML(elem_id="near")
-    gr.HTML('<h3 class="title">Examples</h3>')
+    gr.HTML('<p class="title">Examples</p>')
     with gr.Column(elem_id="examples"):
         examples = [gr.Button(text, size="sm", elem_classes="example") for text in EXAMPLES]
     with gr.Accordion("Use it from code", open=False, elem_id="code"):

@@ -47,7 +47,7 @@ def test_files_of_each_kind_are_scored_and_written_back(tab, tmp_path, name):
     assert list(scored.scores) == pytest.approx([hard, easy])
     summary = html.unescape(tab.summary(scored, 0.5, PRICES))
     assert "50%" in summary and "$0.0084" in summary and "48% less than $0.016" in summary
-    assert ("1 rows without a prompt" in summary) == (len(scored.decisions) == 3)
+    assert ("1 without a prompt, left out" in summary) == (len(scored.decisions) == 3)
 
     written = tab.write(scored, 0.5)
     is_table = name == "a.csv"

@@ -266,7 +266,7 @@ def test_a_file_is_scored_sorted_and_downloaded(tab, tmp_path):
     tab.wait_for_selector("#summary .stats")
     summary = tab.inner_text("#summary")
     assert "400" in summary and "25%" in summary and "100 prompts" in summary and "line 401: not JSON" in summary
-    tab.wait_for_selector("#rows td")
+    wait_for_text(tab, "#rows", HARD_PROMPT)
     with tab.expect_download() as download:
         tab.click("#download")
     assert download.value.suggested_filename == "many-scored.jsonl"
