@@ -25,15 +25,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Final, Literal, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parent
 
-INFERIOR = "ROUTE_TO_INFERIOR"
-SUPERIOR = "ROUTE_TO_SUPERIOR"
-LABELS = (INFERIOR, SUPERIOR)  # the position is the class index of every checkpoint
+Label = Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"]
+INFERIOR: Final = "ROUTE_TO_INFERIOR"
+SUPERIOR: Final = "ROUTE_TO_SUPERIOR"
+LABELS: tuple[Label, Label] = (INFERIOR, SUPERIOR)  # the position is the class index of every checkpoint
 TIER_NAMES = {INFERIOR: "inferior", SUPERIOR: "superior"}
 TIER_COLORS = {INFERIOR: "#0f766e", SUPERIOR: "#b45309"}  # teal and amber, on the page and in every plot
 
@@ -167,7 +168,7 @@ Row = TypeVar("Row", bound=BaseModel)
 Item = TypeVar("Item")
 
 
-def label_of(superior_probability: float, threshold: float = 0.5) -> str:
+def label_of(superior_probability: float, threshold: float = 0.5) -> Label:
     """The route for a superior probability (0..1): SUPERIOR exactly when it reaches the threshold."""
     return SUPERIOR if superior_probability >= threshold else INFERIOR
 

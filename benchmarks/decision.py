@@ -164,7 +164,9 @@ def random_bert_base(like: Path, scratch: Path, prompts: list[str]) -> Path:
     from finetuning_model.export_onnx import export_onnx
 
     torch.manual_seed(0)
-    config = BertConfig(id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)})
+    config = BertConfig(
+        id2label=dict(enumerate(map(str, LABELS))), label2id={str(label): i for i, label in enumerate(LABELS)}
+    )
     folder = scratch / "random weights of bert-base's size"
     BertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

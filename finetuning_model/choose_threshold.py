@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+from finetuning_model.lineage import history
 from prompt_files import prompt_in, read_records
 from router_data import (
     InputError,
@@ -210,14 +211,12 @@ def check_guarantee(patterns: Sequence[str], known: KnownPrompts, folder: Path) 
     Raises:
         InputError: says what it takes.
     """
-    from finetuning_model.evaluation.eval_sets import read_run
-
     if not known.measured:
         raise InputError(
             "--confidence needs outcomes of both models (weak_score, strong_score): "
             "python3 create_dataset/label_outcomes.py makes them"
         )
-    trained_on = {Path(path).resolve() for path in read_run(folder).get("train_files", [])}
+    trained_on = {Path(path).resolve() for _, run in history(folder) for path in run.get("train_files", [])}
     for path in expand_paths(patterns):
         if path.resolve() in trained_on:
             raise InputError(f"{path} was trained on, so it guarantees nothing about new prompts; use other outcomes")

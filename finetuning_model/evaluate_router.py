@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetuning_model.frames import JUDGING_FRAMES, Frames
+from finetuning_model.lineage import read_run
 from router_data import (
     QUESTIONS_FILE,
     InputError,
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.model_save_dir or newest_checkpoint()
 
     # 1. The checkpoint, the sets to judge on, and the rows that its training saw
-    from finetuning_model.evaluation.eval_sets import probe_set, read_run, read_sets, training_rows
+    from finetuning_model.evaluation.eval_sets import probe_set, read_sets, training_rows
     from finetuning_model.evaluation.report import markdown, summary
     from finetuning_model.evaluation.scoring import encoder_of, pooled_outcomes, say, score_sets
 

@@ -5,8 +5,12 @@ Reads   labelled prompts: final-datasets/router_dataset_labelled-*.jsonl, or --t
 Writes  models/<base>-router-finetuning-<timestamp>-save/: weights, tokenizer, router.json, the int8 ONNX file, and the
         evidence: metrics.json, run.json, tradeoff.json, predictions, plots and a model card (README.md)
 
-Example, on the sample:
+With --hf_model_name models/<a router>-save training goes on from that router's weights instead of a fresh head: what
+few outcomes of your own are for. Rows that the router was trained on are never judged on.
+
+Example, on the sample, and then on outcomes of your own:
     python3 finetuning_model/finetune_bert.py --train_files final-datasets/sample/router_dataset_sample.jsonl
+    python3 finetuning_model/finetune_bert.py --train_files my_outcomes.jsonl --hf_model_name models/<a router>-save
 """
 
 import argparse
@@ -21,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+from finetuning_model.defaults import ENCODER, MANY_ROWS, MAX_LENGTH, ROUTER
 from finetuning_model.frames import JUDGING_FRAMES, TRAINING_FRAMES, Frames
-from finetuning_model.labelled_rows import TrainingData, read_training_data
+from finetuning_model.labelled_rows import HELD_OUT, TrainingData, read_training_data
+from finetuning_model.lineage import ParentRouter, parent_router, trained_prompts
 from router_data import (
     LABELLED_FILES_GLOB,
     QUESTIONS_FILE,
@@ -39,6 +45,8 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".unfinished"
 FRAME_SHARE = 0.6
+EMBEDDED_TOKENS = 64  # of a prompt, from both ends: enough to find its neighbours, in half the time of 128
+ENOUGH_TO_CALIBRATE = 100  # rows: the share that a threshold sends is then known to 10 percentage points either way
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,27 +72,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--judging_frames", type=Path, default=JUDGING_FRAMES, metavar="FILE",
         help="frames to judge on; none of them may be trained on (default: the packaged ones)")
     add = parser.add_argument_group("training").add_argument
-    add("--hf_model_name", default="bert-base-uncased", help="hub id or local folder (default: %(default)s)")
+    add("--hf_model_name", default="bert-base-uncased",
+        help="hub id or local folder of an encoder, or a router's folder to go on from (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the split, the head and the order of rows (default: %(default)s)")
     add("--num_seeds", type=int, default=1,
         help="train this many seeds, report mean and spread, keep the best on validation (default: %(default)s)")
-    add("--num_train_epochs", type=float, default=1.5, help="passes over the rows (default: %(default)s)")
+    add("--num_train_epochs", type=float,
+        help=f"passes over the rows (default: {ENCODER.num_train_epochs}; from a router {ROUTER.num_train_epochs})")
     add("--max_steps", type=int, default=-1, help="stop after this many steps (default: -1, all epochs)")
-    add("--learning_rate", type=float, default=2e-4, help="of the top layer (default: %(default)s)")
+    add("--learning_rate", type=float,
+        help=f"of the top layer (default: {ENCODER.learning_rate}; from a router {ROUTER.learning_rate})")
     add("--layer_decay", type=float, default=0.9,
         help="each layer's learning rate is that of the one above times this (default: %(default)s)")
     add("--freeze_layers", type=int,
         help="the embeddings and this many of the lowest layers are not trained (default: half of the layers where "
-        "there are fewer than 20,000 rows, else 0)")
+        f"there are fewer than {MANY_ROWS:,} rows, else 0)")
     add("--knn_smoothing", type=float,
-        help="how far each soft label is drawn to those of rows with like embeddings, 0..1 (default: 0.3 where there "
-        "are fewer than 20,000 rows, else 0)")
-    add("--per_device_train_batch_size", type=int, default=32, help="rows a step and process (default: %(default)s)")
-    add("--max_length", type=int, default=256,
-        help="tokens read of a prompt; of longer ones head and tail (default: %(default)s)")
-    add("--early_stopping_patience", type=int, default=3,
-        help="epochs (half epochs, where one has over 300 steps) without a better validation loss "
-        "(default: %(default)s)")
+        help="how far each soft label is drawn to those of rows with like embeddings, 0..1 (default: "
+        f"{ENCODER.knn_smoothing} where there are fewer than {MANY_ROWS:,} rows, else 0; from a router 0)")
+    add("--per_device_train_batch_size", type=int, default=16, help="rows a step and process (default: %(default)s)")
+    add("--max_length", type=int,
+        help=f"tokens read of a prompt; of longer ones head and tail (default: {MAX_LENGTH}; from a router its own)")
+    add("--early_stopping_patience", type=int,
+        help="epochs (half epochs, where one has over 300 steps) without a better validation loss; 0: never stop, and "
+        f"keep the last weights (default: {ENCODER.early_stopping_patience}; from a router "
+        f"{ROUTER.early_stopping_patience})")
     add("--resume_from_checkpoint", type=Path, metavar="DIR",
         help=f"go on with an interrupted run: its {UNFINISHED} folder")
     # fmt: on
@@ -125,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     args = parse_args(argv)
 
     # 1. Rows, and how to train on them
-    data = read_training_data(args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files)
+    parent = parent_router(args.hf_model_name)
+    known = trained_prompts(parent.folder) if parent else frozenset()
+    data = read_training_data(args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files, known)
     from finetuning_model.evaluation import run_report
     from finetuning_model.export_onnx import export_onnx
     from finetuning_model.training import Recipe, load_tokenizer
@@ -136,10 +150,12 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     record = run_report.run_record(args, recipe, data)
     if process.is_main_process:
         print(data.describe())
+        if parent:
+            print(f"going on from {parent.folder}, a router made from {recipe.base_name}")
         print(f"if interrupted, add: --resume_from_checkpoint {folder}", flush=True)
 
     # 2. Training, once a seed; the seed with the lowest validation loss is kept
-    tokenizer = load_tokenizer(recipe.base)
+    tokenizer = load_tokenizer(recipe.start)
     embed, soft_labels = training_targets(recipe, data)
     runs = [train_one_seed(recipe, tokenizer, data, soft_labels, seed, folder) for seed in recipe.seeds]
     if not process.is_main_process:
@@ -147,22 +163,25 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     best = min(runs, key=lambda run: run.log["validation_loss"])
 
     # 3. The router as it will serve: calibrated, with thresholds by target
-    settings = calibrated_settings(recipe, best, data, tokenizer)
+    settings = calibrated_settings(recipe, best, data, tokenizer, parent)
     router = Router.from_model(best.model, tokenizer, settings)
 
     # 4. The checkpoint, with what each threshold brings and the fast ONNX file
     save_checkpoint(folder, router, tokenizer)
     run_report.write_predictions(folder, router, data)
-    export_onnx(folder, data.validation.prompts, data.validation.labels)
+    export_onnx(folder, data.validation.prompts, data.validation.labels.tolist())
 
     # 5. The judgement, on rows that chose nothing: the test part, the questions, and both in frames
     print("judging beside the baselines ...", flush=True)
-    metrics = run_report.judge_checkpoint(router, data, embed, args.judging_frames, runs)
+    earlier = Router.load(parent.folder) if parent else None
+    metrics = run_report.judge_checkpoint(router, data, embed, args.judging_frames, runs, earlier)
     run_report.write_evidence(folder, router, data, record, metrics, runs)
 
     # 6. The last words
     finished = finish(folder)
     print(run_report.summary(metrics))
+    if caveat := calibration_caveat(len(data.validation.rows)):
+        print(caveat)
     print(f"saved {finished} (metrics with intervals, plots and the model card are in it)")
     print(f"next: python3 inference/run_gradio_model.py --model_save_dir {finished} --hf_model_name {recipe.base_name}")
     return finished
@@ -194,7 +213,7 @@ def training_targets(recipe: "Recipe", data: TrainingData) -> tuple[Any, np.ndar
     """The frozen encoder, which the baselines use too, and the soft labels to train on, shape (training rows,)."""
     from finetuning_model.evaluation.baselines import frozen_encoder, knn_smooth_targets
 
-    embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, 128))
+    embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
     soft_labels = data.train.soft_labels
     if recipe.knn_smoothing:
         soft_labels = knn_smooth_targets(soft_labels, embed(data.train.prompts), recipe.knn_smoothing)
@@ -226,16 +245,38 @@ def train_one_seed(
     return run
 
 
-def calibrated_settings(recipe: "Recipe", run: "TrainedModel", data: TrainingData, tokenizer) -> RouterSettings:
-    """The checkpoint's settings: the run's temperature, and the thresholds that meet targets on the validation part."""
+def calibrated_settings(
+    recipe: "Recipe", run: "TrainedModel", data: TrainingData, tokenizer, parent: ParentRouter | None
+) -> RouterSettings:
+    """The checkpoint's settings: the run's temperature, and the thresholds that meet targets on the validation part.
+
+    What the user set in a parent's router.json about scripts stays.
+    """
     from finetuning_model.evaluation.tradeoff import thresholds_for_checkpoint
 
     settings = RouterSettings(
-        base_model=recipe.base_name, max_length=recipe.max_length, temperature=run.log["temperature"]
+        base_model=recipe.base_name,
+        continued_from=recipe.continued_from,
+        max_length=recipe.max_length,
+        temperature=run.log["temperature"],
     )
+    if parent:
+        settings.scripts, settings.unfamiliar_route = parent.settings.scripts, parent.settings.unfamiliar_route
     scores = Router.from_model(run.model, tokenizer, settings).score(data.validation.prompts)
     settings.thresholds = thresholds_for_checkpoint(scores, data.validation.rows)
     return settings
+
+
+def calibration_caveat(validation_rows: int) -> str | None:
+    """What to say where temperature and thresholds rest on too few rows; None where they are enough."""
+    if validation_rows >= ENOUGH_TO_CALIBRATE:
+        return None
+    rows = f"{ENOUGH_TO_CALIBRATE / HELD_OUT:,.0f}"
+    return (
+        f"only {validation_rows} rows calibrated it: take its order, but not its probabilities and thresholds; "
+        f"{ENOUGH_TO_CALIBRATE} would do, which takes some {rows} rows in --train_files, or choose a threshold on "
+        "outcomes that are not among them: python3 finetuning_model/choose_threshold.py"
+    )
 
 
 def save_checkpoint(folder: Path, router: Router, tokenizer) -> None:

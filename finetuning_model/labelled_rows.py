@@ -1,14 +1,15 @@
 """The rows that stage 3 trains and judges on: read, checked, without repeats, near duplicates kept in one part."""
 
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from router_data import (
+    LABELS,
     SAMPLE_FILE,
     InputError,
     LabelledPrompt,
@@ -24,6 +25,7 @@ from router_data import (
 )
 
 HELD_OUT = 0.1  # of the rows for validation, and again for the test
+MAX_DRAWS = 20  # of a split, until every part has both labels
 
 
 @dataclass
@@ -85,6 +87,7 @@ def read_training_data(
     seed: int,
     limit: int | None = None,
     auxiliary_files: Sequence[str] = (),
+    trained: Set[str] = frozenset(),
 ) -> TrainingData:
     """Read, clean and split the rows.
 
@@ -94,6 +97,7 @@ def read_training_data(
         seed: of the split and of the draw where `limit` is given.
         limit: use only this many rows.
         auxiliary_files: rows that are only trained on.
+        trained: `normalise_prompt` of prompts that the router to go on from knows: they never judge.
 
     Raises:
         InputError: as `read_labelled_rows` and `split_rows`.
@@ -105,7 +109,7 @@ def read_training_data(
     counts["test_questions_dropped"] = len(rows) - len(kept)
     if limit and limit < len(kept):
         kept = random.Random(seed).sample(kept, limit)
-    train, validation, test = split_rows(kept, seed)
+    train, validation, test = split_rows(kept, seed, trained)
     base_rate = float(np.mean([*train.labels, *validation.labels]))
     if auxiliary_files:
         more, _, more_files = read_labelled_rows(auxiliary_files)
@@ -155,7 +159,7 @@ def label_outcome(outcome: Outcome) -> LabelledPrompt:
         label=label_of(soft_label),
         superior_probability=soft_label,
         labelled_by="outcome_gain",
-        category=outcome.group,
+        category=outcome.group,  # type: ignore[call-arg]
     )
 
 
@@ -170,8 +174,8 @@ def read_questions(path: str | Path) -> list[LabelledQuestion]:
     return list(read_rows(path, LabelledQuestion))
 
 
-def split_rows(rows: list[LabelledPrompt], seed: int) -> tuple[Split, Split, Split]:
-    """Training, validation and test part; near duplicates are never in two of them.
+def split_rows(rows: list[LabelledPrompt], seed: int, trained: Set[str] = frozenset()) -> tuple[Split, Split, Split]:
+    """Training, validation and test part; near duplicates are never in two of them, and `trained` only in the first.
 
     Raises:
         InputError: too few rows to leave some of both labels in every part.
@@ -179,21 +183,25 @@ def split_rows(rows: list[LabelledPrompt], seed: int) -> tuple[Split, Split, Spl
     groups = defaultdict(list)
     for row, group in zip(rows, near_duplicate_groups([row.prompt for row in rows]), strict=True):
         groups[group].append(row)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    parts: list[list[LabelledPrompt]] = [[], [], []]
-    for group in order:
-        held_out = next((part for part in (1, 2) if len(parts[part]) < HELD_OUT * len(rows)), 0)
-        parts[held_out].extend(group)
-    for part in parts:
-        labels = {row.label for row in part}
-        if len(labels) < 2:
-            only = f"all {len(part)} rows of a part are {labels.pop()}" if labels else "a part is empty"
-            raise InputError(
-                f"{len(rows)} rows are too few to train and judge on: every part needs both labels, and {only}; "
-                f"add rows, for example the sample's: {SAMPLE_FILE}"
-            )
-    return Split(parts[0]), Split(parts[1]), Split(parts[2])
+    known = {
+        number for number, group in groups.items() if any(normalise_prompt(row.prompt) in trained for row in group)
+    }
+    order, draw = list(groups), random.Random(seed)
+    for _ in range(MAX_DRAWS):
+        draw.shuffle(order)
+        parts: list[list[LabelledPrompt]] = [[], [], []]
+        for number in order:
+            held_out = next((part for part in (1, 2) if len(parts[part]) < HELD_OUT * len(rows)), 0)
+            parts[0 if number in known else held_out].extend(groups[number])
+        if all(len({row.label for row in part}) == len(LABELS) for part in parts):
+            return Split(parts[0]), Split(parts[1]), Split(parts[2])
+    labels = Counter(row.label for row in rows)
+    counts = " and ".join(f"{labels[label]:,} {label}" for label in LABELS)
+    raise InputError(
+        f"{len(rows)} rows are too few to train and judge on: every part needs both labels, and there are {counts}"
+        f"{f', in {len(known)} groups that the router knows already' if known else ''}; add rows, for example the "
+        f"sample's: {SAMPLE_FILE}"
+    )
 
 
 def without_near_duplicates(rows: list[LabelledPrompt], prompts: Sequence[str]) -> list[LabelledPrompt]:

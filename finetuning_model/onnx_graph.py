@@ -81,9 +81,10 @@ def rewrite_for_speed(model) -> None:
     last = model.bert.encoder.layer[-1].attention if type(model) is BertForSequenceClassification else None
     for module in list(model.modules()):
         if type(module) is BertEmbeddings:
-            module.forward = fold_segment_embeddings(module)
+            module.forward = fold_segment_embeddings(module)  # type: ignore[method-assign]
         if type(module) is BertSelfAttention and not module.is_decoder:
-            module.forward = fuse_attention(module, first_token_only=last is not None and module is last.self)
+            first_only = last is not None and module is last.self
+            module.forward = fuse_attention(module, first_only)  # type: ignore[method-assign]
     if last:
         add_and_normalise = last.output.forward
         last.output.forward = lambda attended, hidden_states: add_and_normalise(attended, hidden_states[:, :1])

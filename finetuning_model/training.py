@@ -1,4 +1,4 @@
-"""Fine-tuning itself: the encoder with a fresh head, HF's Trainer on soft labels, prompts in changing frames."""
+"""Fine-tuning itself: an encoder with a fresh head, or a router; HF's Trainer on soft labels, in changing frames."""
 
 import argparse
 import math
@@ -23,17 +23,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from finetuning_model import defaults
 from finetuning_model.frames import Frames
 from finetuning_model.labelled_rows import Split
+from finetuning_model.lineage import ParentRouter, parent_router
 from router_data import LABELS, InputError
-from router_model import PromptEncoder, pad_rows
+from router_model import PromptEncoder, RouterSettings, pad_rows
 
-HEAD_SPEED = 4  # the fresh head learns this much faster than the top layer
 LONG_EPOCH = 300  # steps; a longer epoch is evaluated, and can be resumed, half way too
-MANY_ROWS = 20_000  # enough to train every layer, and on the soft labels as they are
 LOSSES_PER_EVALUATION = 20  # points of the training loss in the plot
 WEIGHT_DECAY = 0.01
-KNN_SMOOTHING = 0.3
 ON_CPU = not torch.cuda.is_available()
 
 
@@ -44,26 +43,30 @@ class Recipe:
     Attributes:
         base: hub id or local folder of the encoder.
         base_name: what checkpoints call it.
+        continued_from: the folder of the router whose weights training starts from; None: a fresh head on the encoder.
         seeds: one training each; the best on validation is kept.
         num_train_epochs, max_steps: how long (max_steps -1: all epochs).
-        learning_rate: of the top layer and the head; each layer below has `layer_decay` times that of the one above.
+        learning_rate: of the top layer; each layer below has `layer_decay` times that of the one above, and the head
+            `head_speed` times that of the top layer.
         freeze_layers: the embeddings and this many of the lowest layers are not trained.
         knn_smoothing: how far each soft label is drawn to those of rows with like embeddings, 0..1.
         frame_share: share of the training prompts that stand in a frame, drawn anew each epoch.
         frames_file: where the frames come from; None without any.
         per_device_train_batch_size: rows a step and process.
         max_length: tokens read of a prompt.
-        early_stopping_patience: evaluations without a better validation loss.
+        early_stopping_patience: evaluations without a better validation loss; 0 keeps the last weights, not the best.
         bf16: whether training multiplies in bfloat16; fp16: in float16, on GPUs without bfloat16.
     """
 
     base: str
     base_name: str
+    continued_from: str | None
     seeds: tuple[int, ...]
     num_train_epochs: float
     max_steps: int
     learning_rate: float
     layer_decay: float
+    head_speed: float
     freeze_layers: int
     knn_smoothing: float
     frame_share: float
@@ -81,33 +84,48 @@ class Recipe:
         Raises:
             InputError: the encoder can't be had, or has fewer layers than are to be frozen.
         """
-        config = load_config(args.hf_model_name)
-        few = train_rows < MANY_ROWS
+        name = args.hf_model_name.rstrip("/")
+        parent = parent_router(name)
+        default = defaults.ROUTER if parent else defaults.ENCODER
+        config = load_config(name)
+        few = train_rows < defaults.MANY_ROWS
         depth = config.num_hidden_layers
         freeze_layers = (depth // 2 if few else 0) if args.freeze_layers is None else args.freeze_layers
         if not 0 <= freeze_layers <= depth:
-            raise InputError(f"{args.hf_model_name} has {depth} layers; --freeze_layers can't be {freeze_layers}")
-        knn_smoothing = (KNN_SMOOTHING if few else 0.0) if args.knn_smoothing is None else args.knn_smoothing
-        base = args.hf_model_name.rstrip("/")
+            raise InputError(f"{name} has {depth} layers; --freeze_layers can't be {freeze_layers}")
+        base = encoder_of(parent) if parent else name
+        own_length = parent.settings.max_length if parent else defaults.MAX_LENGTH
+        max_length = own_length if args.max_length is None else args.max_length
+
+        def given(name: str, value: Any) -> Any:
+            return value if getattr(args, name) is None else getattr(args, name)
+
         gpu_bf16 = not ON_CPU and torch.cuda.is_bf16_supported(including_emulation=False)
         return cls(
             base=base,
-            base_name=Path(base).name if Path(base).exists() else base,
+            base_name=parent.encoder_name if parent else Path(base).name if Path(base).exists() else base,
+            continued_from=str(parent.folder) if parent else None,
             seeds=tuple(range(args.seed, args.seed + args.num_seeds)),
-            num_train_epochs=args.num_train_epochs,
+            num_train_epochs=given("num_train_epochs", default.num_train_epochs),
             max_steps=args.max_steps,
-            learning_rate=args.learning_rate,
+            learning_rate=given("learning_rate", default.learning_rate),
             layer_decay=args.layer_decay,
+            head_speed=default.head_speed,
             freeze_layers=freeze_layers,
-            knn_smoothing=knn_smoothing,
+            knn_smoothing=given("knn_smoothing", default.knn_smoothing if few else 0.0),
             frame_share=args.frame_share,
             frames_file=str(args.frames) if args.frame_share else None,
             per_device_train_batch_size=args.per_device_train_batch_size,
-            max_length=min(args.max_length, readable_tokens(config, args.max_length)),
-            early_stopping_patience=args.early_stopping_patience,
+            max_length=min(max_length, readable_tokens(config, max_length)),
+            early_stopping_patience=given("early_stopping_patience", default.early_stopping_patience),
             bf16=cpu_gains_from_bf16() if ON_CPU else gpu_bf16,
             fp16=not ON_CPU and not gpu_bf16,
         )
+
+    @property
+    def start(self) -> str:
+        """Where weights and tokenizer come from."""
+        return self.continued_from or self.base
 
     def read_frames(self) -> Frames | None:
         """The frames to train on, or None."""
@@ -129,7 +147,7 @@ class TrainedModel:
 
     Attributes:
         seed: its number.
-        model: the fine-tuned classifier, the weights with the lowest validation loss.
+        model: the fine-tuned classifier.
         log: evaluations, seconds, steps and tokens per second, for run.json and the plot.
     """
 
@@ -158,6 +176,15 @@ def cannot_load(hf_model_name: str, error: Exception) -> InputError:
     )
 
 
+def encoder_of(parent: ParentRouter) -> str:
+    """The encoder that a router came from, where it can be had; else the router's own, which has learnt since."""
+    try:
+        load_config(parent.encoder)
+    except InputError:
+        return str(parent.folder)
+    return parent.encoder
+
+
 def readable_tokens(config, default: int) -> int:
     """The longest input that the encoder has positions for."""
     return getattr(config, "max_position_embeddings", None) or default
@@ -176,15 +203,16 @@ def load_tokenizer(hf_model_name: str):
 
 
 def load_classifier(recipe: Recipe):
-    """The encoder with a fresh two-label head and without dropout, its lowest layers frozen.
+    """The encoder with a fresh two-label head, or the router to go on from; no dropout, its lowest layers frozen.
 
-    On a CPU attention is plain matrix products: in bf16 the backward pass of PyTorch's fused attention takes up to two
-    fifths of a step.
+    A router's temperature goes into its head, so that training starts from the scores that it serves. On a CPU
+    attention is plain matrix products: in bf16 the backward pass of PyTorch's fused attention takes up to two fifths of
+    a step.
 
     Raises:
         InputError: it can't be had.
     """
-    config = load_config(recipe.base)
+    config = load_config(recipe.start)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -193,10 +221,12 @@ def load_classifier(recipe: Recipe):
     attention = {"attn_implementation": "eager"} if ON_CPU else {}
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            recipe.base, config=config, dtype=torch.float32, trust_remote_code=False, **attention
+            recipe.start, config=config, dtype=torch.float32, trust_remote_code=False, **attention
         )
     except (OSError, ValueError) as error:
-        raise cannot_load(recipe.base, error) from error
+        raise cannot_load(recipe.start, error) from error
+    if recipe.continued_from:
+        scale_logits(model, 1 / RouterSettings.load(Path(recipe.continued_from)).temperature)
     trained = model.config.num_hidden_layers - recipe.freeze_layers
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(layers_above(name, model) < trained)
@@ -321,7 +351,8 @@ class RouterTrainer(Trainer):
     def create_optimizer(self, model=None):
         """AdamW on `parameter_groups`."""
         if self.optimizer is None:
-            groups = parameter_groups(self.model, self.recipe.learning_rate, self.recipe.layer_decay)
+            recipe = self.recipe
+            groups = parameter_groups(self.model, recipe.learning_rate, recipe.layer_decay, recipe.head_speed)
             self.optimizer = torch.optim.AdamW(groups, fused=True, betas=(0.9, 0.999), eps=1e-8)
         return self.optimizer
 
@@ -338,7 +369,7 @@ class Progress(ProgressCallback):
 def fine_tune(
     recipe: Recipe, tokenizer, train: Split, validation: Split, soft_labels: np.ndarray, seed: int, folder: Path
 ) -> TrainedModel:
-    """Train one seed; the model keeps the weights with the lowest validation loss.
+    """Train one seed; the model keeps the weights with the lowest validation loss, or the last ones without patience.
 
     Args:
         train: the rows; a share of their prompts stands in frames.
@@ -360,7 +391,7 @@ def fine_tune(
         data_collator=Collator(tokenizer.pad_token_id or 0),
         train_dataset=rows,
         eval_dataset=sorted((held_out[i] for i in range(len(held_out))), key=lambda row: len(row["input_ids"])),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)],
+        callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
@@ -412,7 +443,7 @@ def training_arguments(recipe: Recipe, folder: Path, rows: int, seed: int) -> Tr
         save_strategy="steps",
         save_steps=evaluate_every,
         save_total_limit=1,
-        load_best_model_at_end=True,
+        load_best_model_at_end=recipe.early_stopping_patience > 0,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_strategy="steps",
@@ -429,12 +460,12 @@ def training_arguments(recipe: Recipe, folder: Path, rows: int, seed: int) -> Tr
     )
 
 
-def parameter_groups(model, learning_rate: float, layer_decay: float) -> list[dict]:
+def parameter_groups(model, learning_rate: float, layer_decay: float, head_speed: float) -> list[dict]:
     """Optimizer groups: the head learns fastest, each layer below by `layer_decay` slower (Howard and Ruder 2018)."""
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            speed = HEAD_SPEED if is_head(name, model) else layer_decay ** layers_above(name, model)
+            speed = head_speed if is_head(name, model) else layer_decay ** layers_above(name, model)
             groups[speed, parameter.ndim >= 2].append(parameter)
     return [
         {"params": parameters, "lr": learning_rate * speed, "weight_decay": WEIGHT_DECAY if is_matrix else 0.0}
@@ -443,18 +474,32 @@ def parameter_groups(model, learning_rate: float, layer_decay: float) -> list[di
 
 
 def is_head(name: str, model) -> bool:
-    """Whether a parameter belongs to the fresh head: the pooler or what stands outside the encoder."""
+    """Whether a parameter belongs to the head: the pooler or what stands outside the encoder."""
     return "pooler" in name or not name.startswith(f"{model.base_model_prefix}.")
 
 
 def add_logit_bias(model, bias: float) -> float:
     """Add `bias` to the superior logit of every prompt, in the head; returns what was added (0 for a head without)."""
-    heads = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2]
-    if not heads or heads[-1].bias is None:
+    head = last_linear(model)
+    if head is None or head.bias is None:
         return 0.0
     with torch.no_grad():
-        heads[-1].bias[1] += bias
+        head.bias[1] += bias
     return bias
+
+
+def scale_logits(model, factor: float) -> None:
+    """Multiply both logits of every prompt, in the head; a head of another kind than a linear layer stays as it is."""
+    head = last_linear(model)
+    with torch.no_grad():
+        for parameter in head.parameters() if head else ():
+            parameter.mul_(factor)
+
+
+def last_linear(model) -> torch.nn.Linear | None:
+    """The layer that gives the two logits; None where it is of another kind."""
+    heads = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2]
+    return heads[-1] if heads else None
 
 
 def newest_trainer_state(folder: Path) -> Path | None:

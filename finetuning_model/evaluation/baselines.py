@@ -8,6 +8,7 @@ import numpy as np
 from router_data import batches_with_progress
 
 ROUTER = "this router"  # what a report calls the router itself among its scorers
+PARENT = "the router it went on from"
 ALWAYS_INFERIOR = "always inferior"
 ALWAYS_SUPERIOR = "always superior"
 RANDOM = "random"

@@ -26,7 +26,7 @@ from router_data import (
     probability_from_gain,
     read_rows,
 )
-from router_model import PREDICTIONS_FILE, RUN_FILE, VALIDATION_FILE
+from router_model import PREDICTIONS_FILE, VALIDATION_FILE
 
 PROBES = Path(__file__).parents[1] / "probes"
 OUTCOMES = "outcomes of two models"
@@ -268,12 +268,6 @@ def read_probes(name: str) -> list[dict]:
     """The rows of a file of probes; none where it is missing."""
     path = PROBES / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def read_run(model_save_dir: Path) -> dict:
-    """The checkpoint's run.json; empty where it has none."""
-    path = model_save_dir / RUN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def training_rows(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetuning_model.evaluation import plots
-from finetuning_model.evaluation.baselines import ROUTER, Embed, baseline_scores
+from finetuning_model.evaluation.baselines import PARENT, ROUTER, Embed, baseline_scores
 from finetuning_model.evaluation.eval_sets import is_in_unit_interval
 from finetuning_model.evaluation.markdown import show
 from finetuning_model.evaluation.metrics import (
@@ -53,12 +53,17 @@ from router_model import (
 if TYPE_CHECKING:
     from finetuning_model.training import Recipe, TrainedModel
 
-FRAMED_TEST_PROMPTS = 40  # requests that stand in every frame: some 2,000 prompts to score, half a minute on 2 cores
+FRAMED_TEST_PROMPTS = 40  # requests, each in every frame
 VERSIONS_OF = ("torch", "transformers", "accelerate", "scikit-learn", "numpy", "onnxruntime")
 
 
 def judge_checkpoint(
-    router: Router, data: TrainingData, embed: Embed, judging_frames: Path, runs: "list[TrainedModel]"
+    router: Router,
+    data: TrainingData,
+    embed: Embed,
+    judging_frames: Path,
+    runs: "list[TrainedModel]",
+    parent: Router | None = None,
 ) -> dict:
     """metrics.json: the router beside its baselines on the test part and on the questions, calibration, frames, seeds.
 
@@ -66,12 +71,15 @@ def judge_checkpoint(
         embed: the frozen encoder, for the baselines on embeddings.
         judging_frames: a frames file that was not trained on.
         runs: one a seed; the one with the lowest validation loss is the router.
+        parent: the router that training went on from; it is judged as a baseline.
     """
     threshold, n = router.settings.threshold, len(data.test.rows)
     questions = [question.prompt for question in data.questions]
     prompts = data.test.prompts + questions
     baselines = baseline_scores(data.train.prompts, data.train.soft_labels, prompts, embed, runs[0].seed)
     scores = {ROUTER: router.score(prompts), **baselines}
+    if parent:
+        scores[PARENT] = parent.score(prompts)
     best = min(runs, key=lambda run: run.log["validation_loss"])
     on_test = {name: values[:n] for name, values in scores.items()}
     frames = Frames.read(judging_frames)
@@ -195,7 +203,7 @@ def draw_plots(folder: Path, router: Router, data: TrainingData, log: dict) -> N
     scores = router.score(test.prompts)
     before = uncalibrated(scores, router.settings.temperature, log["logit_bias"])
     plots.reliability(folder / "reliability.png", test.labels, before, scores, "test rows")
-    groups = {label: test.labels == i for i, label in enumerate(LABELS)}
+    groups: dict[str, np.ndarray] = {label: test.labels == i for i, label in enumerate(LABELS)}
     plots.score_histogram(folder / "scores.png", scores, groups, threshold, "test rows")
     evaluated = [entry for entry in log["history"] if "eval_loss" in entry]
     trained = [entry for entry in log["history"] if "loss" in entry]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import local_model
 import pytest
-from labelling_runs import each_once, label, rows, start, wait_for_rows, whole_rows
+from labelling_runs import each_once, failures, label, rows, start, wait_for_rows, whole_rows
 
 from router_data import label_of, read_rows
 
@@ -46,9 +46,12 @@ def test_a_real_model_killed_and_resumed(address, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.endpoint
-def test_a_real_model_gives_two_qualities(address, monkeypatch):
+def test_a_real_model_gives_two_qualities_or_a_failure_that_shows_them(address, monkeypatch):
+    """So small a model often answers 2 on a scale from 0 to 1: that is no quality, and never becomes one."""
     monkeypatch.setenv("OPENAI_BASE_URL", address)
     Path("labelling.txt").write_text("Give inferior_quality and superior_quality, two numbers from 0 to 1, as JSON.")
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"What is {i} and 2?"}) + "\n" for i in range(6)))
     label("--max_in_flight", "4", "--max_output_tokens", "60", "--timeout", "300")
-    assert rows() and all(0 <= row["inferior_quality"] <= 1 for row in rows())
+    assert len(rows()) + len(failures()) == 6
+    assert all(0 <= row[name] <= 1 for row in rows() for name in ("inferior_quality", "superior_quality"))
+    assert all("quality" in failure["answer"] for failure in failures())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +157,38 @@ def test_the_record_names_every_setting_as_it_was_used(run):
     record = json.loads((run[0] / "run.json").read_text())
     recipe = record["recipe"]
     assert recipe["freeze_layers"] == 0 and recipe["max_length"] == 32 and recipe["frame_share"] == 0.6
-    assert None not in recipe.values() and not record["rehearsal"]
+    assert [name for name, value in recipe.items() if value is None] == ["continued_from"] and not record["rehearsal"]
+
+
+def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_path, capsys):
+    saved, _, _ = run
+    known = [row["prompt"] for row in made_up_rows(240)][:60]
+    scores = {True: (0.0, 1.0), False: (1.0, 1.0)}
+    rows = [(prompt, i % 2 == 1) for i, prompt in enumerate(known)]
+    rows += [(row["prompt"], row["label"] == SUPERIOR) for row in made_up_rows(120, seed=7)]
+    write_rows(
+        tmp_path / "outcomes.jsonl",
+        [{"prompt": prompt, "weak_score": scores[hard][0], "strong_score": scores[hard][1]} for prompt, hard in rows],
+    )
+    flags = ("--train_files", str(tmp_path / "outcomes.jsonl"), "--hf_model_name", str(saved), "--max_steps", "1")
+    folder = finetune_bert.main(
+        [*flags, "--output_dir", str(tmp_path), "--questions_file", str(tmp_path / "none.jsonl")]
+    )
+    settings, record = (json.loads((folder / name).read_text()) for name in ("router.json", "run.json"))
+    assert (settings["base_model"], settings["continued_from"]) == ("tiny-bert", str(saved))
+    assert (record["recipe"]["continued_from"], record["recipe"]["max_length"]) == (str(saved), 32)
+    figures = json.loads((folder / "metrics.json").read_text())["test"]["figures"]
+    assert figures["the router it went on from"]["AUROC"]["value"] > 0.9 < figures["this router"]["AUROC"]["value"]
+    judged = {
+        row.prompt for name in ("predictions.jsonl", "validation_predictions.jsonl") for row in read_rows(folder / name)
+    }
+    held_out_before = {
+        row.prompt for name in ("predictions.jsonl", "validation_predictions.jsonl") for row in read_rows(saved / name)
+    }
+    assert judged and not judged & (set(known) - held_out_before)
+    said = capsys.readouterr().out
+    assert f"going on from {saved}" in said
+    assert re.search(r"only 18 rows calibrated it: .*100 would do, which takes some 1,000 rows", said)
 
 
 def test_the_report_has_the_frames_that_judge(run):

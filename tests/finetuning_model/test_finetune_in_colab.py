@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, random_bert, save_checkpoint
@@ -46,7 +48,10 @@ def test_the_notebooks_commands_run_on_a_tiny_job(cells, tmp_path, monkeypatch):
     write_rows(tmp_path / "rows.jsonl", made_up_rows(160, seed=9))
     (tmp_path / "frames.txt").write_text("Hi! $prompt")
     base = save_checkpoint(tmp_path / "tiny-bert", model=random_bert())
-    commands = []
+    commands, shown = [], []
+    display = SimpleNamespace(display=shown.append, Markdown=str, Image=lambda path, width: Path(path).name)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display, version_info=(9, 0)))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
 
     def run(command: list[str]) -> None:
         assert command[0] == "python3"
@@ -65,6 +70,7 @@ def test_the_notebooks_commands_run_on_a_tiny_job(cells, tmp_path, monkeypatch):
             assert set(tiny) < set(names)
             names |= tiny | {"MORE_FLAGS": "--max_steps 4 --max_length 32"}
     assert commands == list(PROGRAMS)
+    assert shown[0].lstrip().startswith("# ") and {"training.png", "scores.png", "reliability.png"} <= set(shown[1:])
     assert (Path(names["MODEL_SAVE_DIR"]) / "evaluation" / "evaluation.md").exists()
 
 
@@ -94,3 +100,23 @@ def test_the_notebook_holds_no_output_and_leaves_torch_to_colab(cells):
     kept = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not re.search(pattern, line)]
     pins = [line.split("==")[0] for line in kept if "==" in line and not line.startswith("#")]
     assert "torch" not in pins and {"transformers", "accelerate", "scikit-learn"} <= set(pins)
+
+
+def test_without_rows_of_ones_own_the_sample_is_trained_on(cells, tmp_path, monkeypatch):
+    fallback = next(cell for cell in cells if "glob(TRAIN_FILES)" in "".join(cell["source"]))
+    parameters = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec("".join(parameters["source"]) + "\n" + "".join(fallback["source"]), names)
+    assert (ROOT / names["TRAIN_FILES"]).exists()
+    own = tmp_path / "final-datasets" / "router_dataset_labelled-openai_m-1.jsonl"
+    write_rows(own, [])
+    exec("".join(parameters["source"]) + "\n" + "".join(fallback["source"]), names)
+    assert list(tmp_path.glob(names["TRAIN_FILES"])) == [own]
+
+
+def test_the_badge_and_the_cell_name_the_same_repository(cells):
+    text = "".join("".join(cell["source"]) for cell in cells)
+    (badge,) = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/(\S+?)\"", text)
+    assert re.findall(r'REPOSITORY = "https://github\.com/([\w.-]+/[\w.-]+?)\.git"', text) == [badge[0]]
+    assert (ROOT / badge[1]).exists()

@@ -33,14 +33,16 @@ def test_outcomes_are_labelled_by_the_gain(tmp_path):
         [{"prompt": prompt, "weak_score": weak, "strong_score": strong} for prompt, (weak, strong) in scores.items()],
     )
     rows, counts, files = read_labelled_rows([tmp_path / "o.jsonl"])
-    assert [row.soft_label for row in rows] == pytest.approx([1 / 1.2, 0, 0, 0.5 / 0.7])
+    assert [row.soft_label for row in rows] == pytest.approx([1 / (1 + 0.15**2), 0, 0, 0.04 / (0.04 + 0.15**2)])
     assert [row.label for row in rows] == [SUPERIOR, INFERIOR, INFERIOR, SUPERIOR]
     assert counts["rows_read"] == 4 and files == [str(tmp_path / "o.jsonl")]
 
 
 def test_a_rare_label_is_named(tmp_path):
     rows = [LabelledPrompt(**row) for row in made_up_rows(60) if row["label"] == INFERIOR]
-    with pytest.raises(InputError, match="every part needs both labels, and all .* ROUTE_TO_INFERIOR"):
+    with pytest.raises(
+        InputError, match="every part needs both labels, .* 30 ROUTE_TO_INFERIOR and 0 ROUTE_TO_SUPERIOR"
+    ):
         split_rows(rows, seed=0)
 
 
@@ -57,3 +59,20 @@ def test_two_labels_of_one_labeller_stop_it_and_two_labellers_do_not(tmp_path):
 def test_without_questions_it_says_how_to_make_them(tmp_path, capsys):
     assert read_questions(tmp_path / "none.jsonl") == []
     assert "python3 dataset_analysis/analyse_human_judgments.py" in capsys.readouterr().out
+
+
+def test_what_a_router_knows_is_never_judged_on():
+    rows = [LabelledPrompt(**row) for row in made_up_rows(100)]
+    trained = {normalise_prompt(row.prompt) for row in rows[:60]}
+    train, validation, test = split_rows(rows, 0, trained)
+    judged = {normalise_prompt(row.prompt) for row in (*validation.rows, *test.rows)}
+    assert not judged & trained and len(judged) == 20 and len(train.rows) == 80
+    everything = {normalise_prompt(row.prompt) for row in rows}
+    with pytest.raises(InputError, match="in 100 groups that the router knows already"):
+        split_rows(rows, 0, everything)
+
+
+def test_few_rows_with_a_rare_label_are_drawn_until_every_part_has_both():
+    rows = [LabelledPrompt(**row_of(f"prompt number {i * 7919}", SUPERIOR if i < 6 else INFERIOR)) for i in range(50)]
+    for seed in range(5):
+        assert all(len({row.label for row in part.rows}) == 2 for part in split_rows(rows, seed))

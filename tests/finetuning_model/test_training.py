@@ -2,7 +2,6 @@
 
 import argparse
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +33,9 @@ def test_every_default_is_resolved_and_recorded(base):
     assert few.knn_smoothing > 0 == many.knn_smoothing
     assert few.max_length == 64  # what the encoder has positions for
     assert few.base_name == "tiny-bert" and few.seeds == (0,)
-    assert None not in {value for name, value in few.as_record().items() if name != "frames_file"}
+    assert None not in {
+        value for name, value in few.as_record().items() if name not in ("frames_file", "continued_from")
+    }
     with pytest.raises(InputError, match="has 2 layers; --freeze_layers can't be 5"):
         recipe(base, "--freeze_layers", "5")
 
@@ -43,6 +44,21 @@ def test_flags_win_over_defaults(base):
     chosen = recipe(base, "--freeze_layers", "0", "--knn_smoothing", "0", "--frame_share", "0", "--seed", "3")
     assert (chosen.freeze_layers, chosen.knn_smoothing, chosen.frames_file, chosen.seeds) == (0, 0, None, (3,))
     assert chosen.frame(["apple"]) == ["apple"]
+
+
+def test_from_a_router_training_is_gentler_and_keeps_what_it_knows(tiny_checkpoint, base):
+    chosen, fresh = recipe(tiny_checkpoint), recipe(base)
+    assert (chosen.base_name, chosen.continued_from, fresh.continued_from) == ("tiny", str(tiny_checkpoint), None)
+    assert chosen.learning_rate < fresh.learning_rate and chosen.head_speed < fresh.head_speed
+    assert (chosen.knn_smoothing, chosen.early_stopping_patience, chosen.max_length) == (0, 0, 64)
+    assert recipe(tiny_checkpoint, "--learning_rate", "1e-3", "--max_length", "32").learning_rate == 1e-3
+
+
+def test_a_routers_temperature_goes_into_its_head(tmp_path):
+    folder = save_checkpoint(tmp_path / "r", settings={"temperature": 0.5, "max_length": 64}, model=random_bert())
+    ids = torch.tensor([[2, 8, 3], [2, 9, 3]])
+    expected = random_bert().eval()(ids).logits / 0.5
+    assert torch.allclose(training.load_classifier(recipe(folder)).eval()(ids).logits, expected, atol=1e-5)
 
 
 def framed_prompts(share: float, n: int = 200) -> training.FramedPrompts:
@@ -65,8 +81,12 @@ def test_a_share_of_the_prompts_stands_in_frames_drawn_anew_each_epoch():
 
 def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():
     lengths = [random.Random(i).randint(1, 200) for i in range(1000)]
-    rows = SimpleNamespace(ids=[[0] * length for length in lengths], set_epoch=lambda epoch: None)
-    rows.__class__.__len__ = lambda self: 1000
+
+    class Rows(list):
+        ids = property(lambda self: self)
+        set_epoch = staticmethod(lambda epoch: None)
+
+    rows = Rows([0] * length for length in lengths)
     sampler = training.LengthGroupedSampler(rows, batch_size=10, seed=1)
     first = list(sampler)
     sampler.set_epoch(1)
@@ -77,7 +97,7 @@ def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():
 
 
 def test_the_head_learns_fastest_and_norms_do_not_decay():
-    groups = training.parameter_groups(random_bert(), learning_rate=1.0, layer_decay=0.5)
+    groups = training.parameter_groups(random_bert(), learning_rate=1.0, layer_decay=0.5, head_speed=4)
     rates = {group["lr"] for group in groups}
     assert rates == {4.0, 1.0, 0.5, 0.25}
     assert all((group["weight_decay"] > 0) == (group["params"][0].ndim >= 2) for group in groups)
