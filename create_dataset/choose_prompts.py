@@ -7,12 +7,14 @@ random draw (docs/lab_notes.md). Where no row has a score, the draw is random.
 
 import argparse
 from collections.abc import Container, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from create_dataset.prompt_sources import Prompt, draw, read_data_sets
 from prompt_files import first_user_turn, prompt_in
 from router_data import InputError, dedup_key
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_CANDIDATES = 20_000  # drawn at random from a larger file
 
@@ -72,7 +74,7 @@ def router_scores(names: Sequence[str], prompt_column: str | None) -> dict[str, 
     return found
 
 
-def spread_evenly(scores: np.ndarray, count: int, seed: int) -> list[int]:
+def spread_evenly(scores: "np.ndarray", count: int, seed: int) -> list[int]:
     """Positions of `count` prompts (all, where there are fewer), one drawn from each of `count` groups of like score.
 
     Args:
@@ -83,6 +85,8 @@ def spread_evenly(scores: np.ndarray, count: int, seed: int) -> list[int]:
     Returns:
         The positions, each once, in random order.
     """
+    import numpy as np
+
     random = np.random.default_rng(seed)
     unscored = np.isnan(scores)
     filled = np.where(unscored, random.random(len(scores)), scores)
