@@ -162,10 +162,11 @@ def test_a_fault_is_one_clear_line(upstream, exported_checkpoint):
     code = (
         "import os, importlib\n"
         "for variable, value in (('ROUTER_MODEL_SAVE_DIR', 'nowhere'), ('ROUTER_THRESHOLD', '2')):\n"
-        "    before, os.environ[variable] = os.environ[variable], value\n"
+        "    before = os.environ.get(variable)\n"
+        "    os.environ[variable] = value\n"
         "    try: importlib.import_module('inference.litellm_router')\n"
         "    except SystemExit as end: print(end)\n"
-        "    os.environ[variable] = before\n"
+        "    os.environ.pop(variable) if before is None else os.environ.update({variable: before})\n"
     )
     variables = environment(upstream, exported_checkpoint)
     lines = subprocess.run([PYTHON, "-c", code], env=variables, cwd=ROOT, check=True, **OUTPUT).stdout.splitlines()
