@@ -103,3 +103,4 @@ def test_the_newest_checkpoint_serves_the_page(project):
     finally:
         page.kill()
         page.wait()
+        page.stdout.close()
