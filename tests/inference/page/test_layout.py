@@ -110,7 +110,6 @@ def wait_for_text(tab, selector: str, text: str) -> None:
     )
 
 
-@pytest.mark.xfail(strict=False, reason="not seen green on a quiet machine since the page was rebuilt")
 def test_the_decision_follows_the_typing_and_is_explained_on_demand(tab, router):
     assert tab.locator("#explain").is_disabled() and tab.locator("#right").is_disabled()
     easy = ask(tab, EASY_PROMPT)
@@ -127,7 +126,7 @@ def test_the_decision_follows_the_typing_and_is_explained_on_demand(tab, router)
 
     explain(tab)
     assert "Towards superior: zorp (+0." in tab.inner_text("#pushes")
-    assert "zorp" in tab.inner_text("#words") and "% alike" in tab.inner_text("#near")
+    assert "zorp" in tab.inner_text("#words") and "superior what is a zorp with a vlam" in tab.inner_text("#near")
     tab.focus("#prompt textarea")
     tab.keyboard.press("End")
     tab.keyboard.type(" door")  # the explanation is out of date at once, the decision follows
@@ -147,8 +146,8 @@ def test_an_example_is_whole_and_runs(tab):
 
 @pytest.mark.parametrize(
     ("prompt", "note"),
-    [(HOSTILE, ""), ("🙂🙂🙂", "cannot read"), ("bread " * 2_000, "12,000 characters")],
-    ids=["html", "emoji", "very long"],
+    [(HOSTILE, ""), ("🙂🙂🙂", "cannot read"), ("bread " * 175_000, "1,050,000 characters")],
+    ids=["html", "emoji", "megabyte"],
 )
 def test_strange_prompts(tab, prompt, note):
     ask(tab, prompt)
@@ -521,7 +520,6 @@ def test_twenty_people_at_once_get_their_own_answers(served, router):
         assert answer["route"] == ("superior" if score >= 0.5 else "inferior")
 
 
-@pytest.mark.skip(reason="takes minutes on two shared cores; run it alone")
 def test_ten_visitors_type_at_once(served, chromium):
     tabs = [new_tab(chromium, served.url, []) for _ in range(10)]
     for i, tab in enumerate(tabs):
