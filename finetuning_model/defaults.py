@@ -23,7 +23,7 @@ class Defaults:
 
 
 ENCODER = Defaults(
-    num_train_epochs=1.0, learning_rate=2e-4, head_speed=4, knn_smoothing=0.3, early_stopping_patience=3
+    num_train_epochs=1.0, learning_rate=3e-4, head_speed=4, knn_smoothing=0.3, early_stopping_patience=3
 )  # a fresh head
 ROUTER = Defaults(
     num_train_epochs=4, learning_rate=1e-4, head_speed=1, knn_smoothing=0.0, early_stopping_patience=0

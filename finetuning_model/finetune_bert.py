@@ -90,7 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--knn_smoothing", type=float,
         help="how far each soft label is drawn to those of rows with like embeddings, 0..1 (default: "
         f"{ENCODER.knn_smoothing} where there are fewer than {MANY_ROWS:,} rows, else 0; from a router 0)")
-    add("--per_device_train_batch_size", type=int, default=16, help="rows a step and process (default: %(default)s)")
+    add("--per_device_train_batch_size", type=int, default=32, help="rows a step and process (default: %(default)s)")
     add("--max_length", type=int,
         help=f"tokens read of a prompt; of longer ones head and tail (default: {MAX_LENGTH}; from a router its own)")
     add("--early_stopping_patience", type=int,
