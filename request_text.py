@@ -60,7 +60,8 @@ TOOL_RESULT = re.compile(
 APPLICATION_TURN = re.compile(r"\s*(?:\#\sAGENTS\.md\sinstructions\b|\[Request\sinterrupted\sby\suser)", re.VERBOSE)
 
 MAX_HEADING_CHARACTERS = 200_000  # of a text, in which headings are looked for: a search costs 0.1 µs a character
-TAG = re.compile(r"<(/?)([A-Za-z][\w.:-]{0,40})(\s[^<>]{0,300})?>")
+TAG = re.compile(r"<(/?)([A-Za-z][\w.:-]{0,40})(?:\s[^<>]{0,300})?>")
+CLOSING_TAG = re.compile(r"</([A-Za-z][\w.:-]{0,40})(?:\s[^<>]{0,300})?>")
 PASSAGES_HEADING = re.compile(
     r"^[ \t#*]{0,8}(?:context(?: information)?|documents?|passages?|sources?|search results|retrieved \w{1,20})"
     r"[ \t*]{0,4}:[ \t*]{0,4}$",
@@ -146,12 +147,15 @@ def _blocks(text: str) -> Iterator[tuple[str, int, int, tuple[int, int]]]:
     A block ends at the tag that closes it, nested ones of its name included; without one it is no block. A passage's
     tags must begin and end a line: in the middle of a sentence a user writes about a tag.
     """
-    tags = [tag for tag in TAG.finditer(text) if tag[2].lower() in _KNOWN_TAGS]
-    closing = Counter(tag[2].lower() for tag in tags if tag[1])
+    names = (tag[1].lower() for tag in CLOSING_TAG.finditer(text))
+    closing = Counter(name for name in names if name in _KNOWN_TAGS)
     opened: re.Match | None = None
     depth = 0
-    for tag in tags:
+    # One tag at a time: half a million matches kept at once would be the garbage collector's work for seconds
+    for tag in TAG.finditer(text) if closing else ():
         name = tag[2].lower()
+        if name not in closing:
+            continue
         closing[name] -= bool(tag[1])
         if opened is None:
             if not tag[1] and closing[name] and (name not in PASSAGE_TAGS or _begins_line(text, tag.start())):
