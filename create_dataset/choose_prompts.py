@@ -55,6 +55,8 @@ def choose(args: argparse.Namespace) -> PromptList:
     Raises:
         InputError: as `prompt_sources.draw`.
     """
+    import numpy as np
+
     candidates = list(draw(argparse.Namespace(**{**vars(args), "limit": MAX_CANDIDATES, "drop_near_duplicates": True})))
     known = router_scores(args.dataset, args.prompt_column)
     scores = np.array([known.get(dedup_key(prompt.text), np.nan) for prompt in candidates])
