@@ -3,6 +3,9 @@
 Prompts are drawn evenly over the scores of the router: sorted by `router_score` and cut into N groups of one size, of
 each of which one is drawn. Choosing unlike prompts, or those nearest the threshold, was tried and taught less than a
 random draw (docs/lab_notes.md). Where no row has a score, the draw is random.
+
+Prompts whose row has both models' answers already are left out: `label_outcomes.py --answers` grades them without
+asking again, and they judge what the others teach.
 """
 
 import argparse
@@ -58,22 +61,32 @@ def choose(args: argparse.Namespace) -> PromptList:
     import numpy as np
 
     candidates = list(draw(argparse.Namespace(**{**vars(args), "limit": MAX_CANDIDATES, "drop_near_duplicates": True})))
-    known = router_scores(args.dataset, args.prompt_column)
+    known, answered = router_scores(args.dataset, args.prompt_column)
+    unanswered = [prompt for prompt in candidates if dedup_key(prompt.text) not in answered]
+    left_out = f" ({len(candidates) - len(unanswered):,} with both answers left out)" if answered else ""
+    candidates = unanswered
     scores = np.array([known.get(dedup_key(prompt.text), np.nan) for prompt in candidates])
     chosen = spread_evenly(scores, args.choose, args.seed)
-    scored = int(np.isfinite(scores).sum())
-    print(f"chose {len(chosen):,} of {len(candidates):,} prompts; {scored:,} have a router_score to spread them over")
+    scored = f"{np.isfinite(scores).sum():,} have a router_score to spread them over"
+    print(f"chose {len(chosen):,} of {len(candidates):,} prompts{left_out}; {scored}")
     return PromptList(candidates[i] for i in chosen)
 
 
-def router_scores(names: Sequence[str], prompt_column: str | None) -> dict[str, float]:
-    """The router's score of each prompt, by `dedup_key`, where the rows have one."""
+def router_scores(names: Sequence[str], prompt_column: str | None) -> tuple[dict[str, float], set[str]]:
+    """The router's score of each prompt, by `dedup_key`, where rows have one; and which of them have both answers."""
     found: dict[str, float] = {}
+    answered: set[str] = set()
     for record in read_data_sets(names):
         score = record.fields.get("router_score")
+        has_answers = {"inferior_answer", "superior_answer"} <= record.fields.keys()
+        if not isinstance(score, int | float) and not has_answers:
+            continue
+        key = dedup_key(first_user_turn(prompt_in(record.fields, prompt_column)))
         if isinstance(score, int | float):
-            found[dedup_key(first_user_turn(prompt_in(record.fields, prompt_column)))] = float(score)
-    return found
+            found[key] = float(score)
+        if has_answers:
+            answered.add(key)
+    return found, answered
 
 
 def spread_evenly(scores: "np.ndarray", count: int, seed: int) -> list[int]:

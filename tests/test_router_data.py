@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import router_data
 from router_data import (
+    EVEN_GAIN,
     INFERIOR,
     SUPERIOR,
     InputError,
@@ -133,8 +134,9 @@ def test_a_gain_becomes_a_probability_in_the_same_order():
     gains = np.linspace(-1, 1, 41)
     probabilities = [probability_from_gain(gain) for gain in gains]
     assert probabilities == sorted(probabilities) and 0 <= probabilities[0] <= probabilities[-1] < 1
-    assert probability_from_gain(-0.3) == 0 and probability_from_gain(0.2) == 0.5
-    assert label_of(probability_from_gain(0.2)) == SUPERIOR and label_of(probability_from_gain(0.19)) == INFERIOR
+    assert probability_from_gain(-0.3) == 0 and probability_from_gain(EVEN_GAIN) == 0.5
+    above, below = probability_from_gain(EVEN_GAIN), probability_from_gain(EVEN_GAIN - 0.01)
+    assert label_of(above) == SUPERIOR and label_of(below) == INFERIOR
 
 
 def test_rows_of_both_kinds_are_told_apart(tmp_path):
