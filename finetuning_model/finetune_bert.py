@@ -94,7 +94,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max_length", type=int,
         help=f"tokens read of a prompt; of longer ones head and tail (default: {MAX_LENGTH}; from a router its own)")
     add("--early_stopping_patience", type=int,
-        help="epochs (half epochs, where one has over 300 steps) without a better validation loss; 0: never stop, and "
+        help="epochs (half epochs, where one has over 400 steps) without a better validation loss; 0: never stop, and "
         f"keep the last weights (default: {ENCODER.early_stopping_patience}; from a router "
         f"{ROUTER.early_stopping_patience})")
     add("--resume_from_checkpoint", type=Path, metavar="DIR",
@@ -140,9 +140,11 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     parent = parent_router(args.hf_model_name)
     known = trained_prompts(parent.folder) if parent else frozenset()
     data = read_training_data(args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files, known)
+    from finetuning_model.encoders import load_tokenizer, rehearse
     from finetuning_model.evaluation import run_report
+    from finetuning_model.evaluation.tradeoff import thresholds_for_checkpoint
     from finetuning_model.export_onnx import export_onnx
-    from finetuning_model.training import Recipe, load_tokenizer
+    from finetuning_model.training import Recipe, load_classifier
 
     process = start_process()
     recipe = Recipe.resolve(args, len(data.train.rows))
@@ -156,26 +158,30 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     # 2. Training, once a seed; the seed with the lowest validation loss is kept
     tokenizer = load_tokenizer(recipe.start)
+    rehearse(recipe.start, load_classifier(recipe), tokenizer, recipe.max_length)
     embed, soft_labels = training_targets(recipe, data)
     runs = [train_one_seed(recipe, tokenizer, data, soft_labels, seed, folder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
     best = min(runs, key=lambda run: run.log["validation_loss"])
 
-    # 3. The router as it will serve: calibrated, with thresholds by target
-    settings = calibrated_settings(recipe, best, data, tokenizer, parent)
-    router = Router.from_model(best.model, tokenizer, settings)
-
-    # 4. The checkpoint, with what each threshold brings and the fast ONNX file
-    save_checkpoint(folder, router, tokenizer)
-    run_report.write_predictions(folder, router, data)
+    # 3. The checkpoint, and the router as it will serve, from the fast ONNX file
+    save_checkpoint(folder, best.model, tokenizer, calibrated_settings(recipe, best, parent))
     export_onnx(folder, data.validation.prompts, data.validation.labels.tolist())
+    router = Router.load(folder)
+    validation_scores, test_scores = router.score(data.validation.prompts), router.score(data.test.prompts)
+
+    # 4. What each threshold brings, on the validation part
+    router.settings.thresholds = thresholds_for_checkpoint(validation_scores, data.validation.rows)
+    router.settings.save(folder)
+    run_report.write_predictions(folder, router, data, validation_scores, test_scores)
 
     # 5. The judgement, on rows that chose nothing: the test part, the questions, and both in frames
     print("judging beside the baselines ...", flush=True)
     earlier = Router.load(parent.folder) if parent else None
-    metrics = run_report.judge_checkpoint(router, data, embed, args.judging_frames, runs, earlier)
-    run_report.write_evidence(folder, router, data, record, metrics, runs)
+    metrics = run_report.judge_checkpoint(router, test_scores, data, embed, args.judging_frames, runs, earlier)
+    run_report.draw_plots(folder, router, test_scores, data, best.log)
+    run_report.write_evidence(folder, record, metrics, runs)
 
     # 6. The last words
     finished = finish(folder)
@@ -245,15 +251,8 @@ def train_one_seed(
     return run
 
 
-def calibrated_settings(
-    recipe: "Recipe", run: "TrainedModel", data: TrainingData, tokenizer, parent: ParentRouter | None
-) -> RouterSettings:
-    """The checkpoint's settings: the run's temperature, and the thresholds that meet targets on the validation part.
-
-    What the user set in a parent's router.json about scripts stays.
-    """
-    from finetuning_model.evaluation.tradeoff import thresholds_for_checkpoint
-
+def calibrated_settings(recipe: "Recipe", run: "TrainedModel", parent: ParentRouter | None) -> RouterSettings:
+    """The checkpoint's settings, thresholds left out; what the user set in a parent's about scripts stays."""
     settings = RouterSettings(
         base_model=recipe.base_name,
         continued_from=recipe.continued_from,
@@ -262,8 +261,6 @@ def calibrated_settings(
     )
     if parent:
         settings.scripts, settings.unfamiliar_route = parent.settings.scripts, parent.settings.unfamiliar_route
-    scores = Router.from_model(run.model, tokenizer, settings).score(data.validation.prompts)
-    settings.thresholds = thresholds_for_checkpoint(scores, data.validation.rows)
     return settings
 
 
@@ -279,14 +276,14 @@ def calibration_caveat(validation_rows: int) -> str | None:
     )
 
 
-def save_checkpoint(folder: Path, router: Router, tokenizer) -> None:
+def save_checkpoint(folder: Path, model, tokenizer, settings: RouterSettings) -> None:
     """Weights, config and tokenizer as plain `from_pretrained` reads them, and router.json."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     folder.mkdir(parents=True, exist_ok=True)
-    router.model.module.save_pretrained(folder)  # type: ignore[attr-defined]
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    router.settings.save(folder)
+    settings.save(folder)
 
 
 def finish(folder: Path) -> Path:

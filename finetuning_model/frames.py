@@ -72,7 +72,8 @@ class Frames:
         """The prompts, a share of them (0..1) in frames drawn at random; the same for the same seed."""
         draw = random.Random(f"{seed}")
         return [
-            self.wrap(draw.choice(self.frames), prompt, draw) if draw.random() < share else prompt for prompt in prompts
+            self.wrap(draw.choices(self.frames, self.weights)[0], prompt, draw) if draw.random() < share else prompt
+            for prompt in prompts
         ]
 
     def wrap(self, frame: str, prompt: str, draw: random.Random) -> str:

@@ -53,12 +53,13 @@ from router_model import (
 if TYPE_CHECKING:
     from finetuning_model.training import Recipe, TrainedModel
 
-FRAMED_TEST_PROMPTS = 40  # requests, each in every frame
+FRAMED_TEST_PROMPTS = 30  # requests, each in every frame
 VERSIONS_OF = ("torch", "transformers", "accelerate", "scikit-learn", "numpy", "onnxruntime")
 
 
 def judge_checkpoint(
     router: Router,
+    test_scores: np.ndarray,
     data: TrainingData,
     embed: Embed,
     judging_frames: Path,
@@ -68,6 +69,7 @@ def judge_checkpoint(
     """metrics.json: the router beside its baselines on the test part and on the questions, calibration, frames, seeds.
 
     Args:
+        test_scores: the router's of the test part, shape (n,).
         embed: the frozen encoder, for the baselines on embeddings.
         judging_frames: a frames file that was not trained on.
         runs: one a seed; the one with the lowest validation loss is the router.
@@ -77,7 +79,7 @@ def judge_checkpoint(
     questions = [question.prompt for question in data.questions]
     prompts = data.test.prompts + questions
     baselines = baseline_scores(data.train.prompts, data.train.soft_labels, prompts, embed, runs[0].seed)
-    scores = {ROUTER: router.score(prompts), **baselines}
+    scores = {ROUTER: np.concatenate([test_scores, router.score(questions)]), **baselines}
     if parent:
         scores[PARENT] = parent.score(prompts)
     best = min(runs, key=lambda run: run.log["validation_loss"])
@@ -161,15 +163,17 @@ def calibration(scores: np.ndarray, labels: np.ndarray, router: Router, logit_bi
     }
 
 
-def write_predictions(folder: Path, router: Router, data: TrainingData) -> None:
+def write_predictions(
+    folder: Path, router: Router, data: TrainingData, validation_scores: np.ndarray, test_scores: np.ndarray
+) -> None:
     """The validation and the test rows with the router's answer, and what each threshold brings on the former."""
-    scores = router.score(data.validation.prompts)
-    write_rows(folder / VALIDATION_FILE, with_router_answer(data.validation.rows, scores, router.settings.threshold))
+    threshold = router.settings.threshold
+    write_rows(folder / VALIDATION_FILE, with_router_answer(data.validation.rows, validation_scores, threshold))
+    write_rows(folder / PREDICTIONS_FILE, with_router_answer(data.test.rows, test_scores, threshold))
     inferior, superior, source = qualities(data.validation.rows)
-    table = tradeoff_table(scores, inferior, superior, f"{len(scores):,} validation prompts, quality {source}")
+    measured_on = f"{len(data.validation.rows):,} validation prompts, quality {source}"
+    table = tradeoff_table(validation_scores, inferior, superior, measured_on)
     write_json(folder / TRADEOFF_FILE, table.model_dump())
-    scores = router.score(data.test.prompts)
-    write_rows(folder / PREDICTIONS_FILE, with_router_answer(data.test.rows, scores, router.settings.threshold))
 
 
 def with_router_answer(rows: list[LabelledPrompt], scores: np.ndarray, threshold: float) -> list[dict]:
@@ -185,22 +189,17 @@ def with_router_answer(rows: list[LabelledPrompt], scores: np.ndarray, threshold
     ]
 
 
-def write_evidence(
-    folder: Path, router: Router, data: TrainingData, record: dict, metrics: dict, runs: "list[TrainedModel]"
-) -> None:
-    """metrics.json, run.json, the plots and the model card."""
-    best = min(runs, key=lambda run: run.log["validation_loss"])
+def write_evidence(folder: Path, record: dict, metrics: dict, runs: "list[TrainedModel]") -> None:
+    """metrics.json, run.json and the model card, which shows the plots."""
     record["training"] = [run.log for run in runs]
-    draw_plots(folder, router, data, best.log)
     write_json(folder / METRICS_FILE, metrics)
     write_json(folder / RUN_FILE, record)
     write_model_card(folder)
 
 
-def draw_plots(folder: Path, router: Router, data: TrainingData, log: dict) -> None:
+def draw_plots(folder: Path, router: Router, scores: np.ndarray, data: TrainingData, log: dict) -> None:
     """Plots of the test part and of the training, as PNG."""
     test, threshold = data.test, router.settings.threshold
-    scores = router.score(test.prompts)
     before = uncalibrated(scores, router.settings.temperature, log["logit_bias"])
     plots.reliability(folder / "reliability.png", test.labels, before, scores, "test rows")
     groups: dict[str, np.ndarray] = {label: test.labels == i for i, label in enumerate(LABELS)}
