@@ -112,9 +112,16 @@ window.routerPage = (() => {
 
   function showTab(index) { document.querySelectorAll("#main button[role=tab]")[index]?.click(); }
 
-  // Text may run from right to left, and some controls need names of their own.
+  // Text may run from right to left. With dir="auto" Chromium needs seconds to lay out a megabyte, and does so several
+  // times a change, so the direction of a long text is that of its first letter.
+  const MAX_AUTO = 20000;                       // characters
+  const FROM_RIGHT = /^[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+  function direct(area, text) {
+    if (text.length <= MAX_AUTO) area.dir = "auto";
+    else area.dir = FROM_RIGHT.test(text.match(/\p{L}/u)?.[0] ?? "") ? "rtl" : "ltr";
+  }
   function dress() {
-    for (const area of document.querySelectorAll("#prompt textarea, #both textarea")) area.dir = "auto";
+    for (const area of document.querySelectorAll("#prompt textarea, #both textarea")) direct(area, area.value);
     for (const list of document.querySelectorAll("#words .textfield")) list.dir = "auto";
   }
   document.addEventListener("keydown", (event) => {
@@ -123,7 +130,9 @@ window.routerPage = (() => {
       document.querySelector("#explain")?.click();
     }
   });
-  document.addEventListener("input", (event) => { if (event.target === box()) markStale(); });
+  // Before the text is laid out, and before gradio's listeners, which measure the box
+  document.addEventListener("beforeinput", (event) => { if (event.target === box()) direct(box(), box().value + (event.data ?? "")); }, true);
+  document.addEventListener("input", (event) => { if (event.target === box()) { direct(box(), box().value); markStale(); } }, true);
   new MutationObserver(() => { markStale(); dress(); }).observe(document.documentElement, { childList: true, subtree: true });
   setInterval(checkServer, 1000);
   return { remember, restore, enable, snippets, exportHistory, clearHistory, showTab };
