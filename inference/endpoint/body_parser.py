@@ -9,11 +9,13 @@ own: Python parses JSON without letting other threads run, so a thread would not
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from json.decoder import scanstring  # type: ignore[attr-defined]
 
 from inference.endpoint.apis import RESPONSES, Api, ApiError
+from inference.sessions import MAX_SCORED_TURNS
 from request_text import messages_in
 from router_data import InputError
 from router_model import CHARACTERS_PER_TOKEN, UserTurns, scorable_turns
@@ -38,9 +40,9 @@ class ParsedRequest:
         model: the model's name in the body.
         model_start: where its JSON string begins in the body, in bytes.
         model_end: where it ends.
-        turns: what the user said; None where nothing can be scored.
+        turns: what the user said, as far as a score can depend on it; None where nothing can be scored.
         turns_fault: why the conversation can't be read, for an error message.
-        characters: the length of all turns; those in `turns` are shortened in the middle to what can be scored.
+        characters: the length of all turns, of which `turns` may lack some.
         stream: whether the answer is to come as a stream.
         stored_id: the stored response or conversation that this request continues.
         is_conversation: whether that is a conversation.
@@ -168,7 +170,21 @@ def _read_conversation(body: dict, api: Api, max_length: int, request: ParsedReq
         return
     if turns is not None:
         request.characters = sum(map(len, turns))
-        request.turns = UserTurns(_shortened(turn, CHARACTERS_PER_TOKEN * max_length) for turn in turns)
+        request.turns = _scorable(turns, CHARACTERS_PER_TOKEN * max_length)
+
+
+def _scorable(turns: UserTurns, half: int) -> UserTurns:
+    """The turns without what no score depends on: the middle of a long turn, and turns in the middle of very many."""
+    first = max(MAX_SCORED_TURNS, _turns_with(turns, half))
+    last = 1 + _turns_with(turns[-2::-1], half)
+    kept = turns[:first] + turns[-last:] if first + last < len(turns) else turns
+    return UserTurns(_shortened(turn, half) for turn in kept)
+
+
+def _turns_with(turns: Sequence[str], characters: int) -> int:
+    """How many turns there are until they have more characters than these, all where they never do."""
+    totals = enumerate(accumulate(map(len, turns)), 1)
+    return next((number for number, total in totals if total > characters), len(turns))
 
 
 def _shortened(turn: str, half: int) -> str:

@@ -96,12 +96,27 @@ def test_twelve_large_requests_at_once_are_all_answered(routed, upstream):
     assert found == [200] * 12
 
 
+LARGE_BODIES = {
+    "one text": lambda: large(30 * MIB),
+    "many objects": lambda: b'{"model":"inferior","x":[%s{}]}' % (b"{}," * (4 * MIB)),
+    "many turns": lambda: (
+        b'{"model":"router","messages":[%s{"role":"user","content":"%s"}]}'
+        % (b'{"role":"user","content":"a"},' * 30_000, EASY_PROMPT.encode())
+    ),
+    "many turns, not routed": lambda: (
+        b'{"model":"inferior","messages":[%s{"role":"user","content":"a"}]}'
+        % (b'{"role":"user","content":"a<b>"},' * 8_000)
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["one text", "many objects"])
-def test_the_event_loop_does_no_long_work_for_a_large_body(routed, upstream, kind):
+@pytest.mark.parametrize("kind", LARGE_BODIES)
+def test_the_event_loop_does_no_long_work_for_one_body(routed, upstream, kind):
     """Measured in processor time between two turns of the loop, so that a busy machine does not count."""
-    upstream.behave = lambda *_: completion("x")
-    raw = large(30 * MIB) if kind == "one text" else b'{"model":"inferior","x":[%s{}]}' % (b"{}," * (4 * MIB))
+    # the scripted server shares this process and its collector, so it parses nothing
+    upstream.other_path = lambda path, payload: completion("x")
+    raw = LARGE_BODIES[kind]()
     loop = routed.server.servers[0].get_loop()
     longest = []
     for _ in range(3):  # the collector's pauses are not the endpoint's, so the best of three counts

@@ -8,6 +8,8 @@ import pytest
 from inference.endpoint import body_parser
 from inference.endpoint.apis import CHAT, MESSAGES, RESPONSES, ApiError
 from inference.endpoint.body_parser import parse, parse_object
+from inference.sessions import MAX_SCORED_TURNS
+from router_model import UserTurns
 
 MAX_LENGTH = 64
 
@@ -108,6 +110,15 @@ def test_a_long_turn_keeps_the_characters_that_could_be_scored():
     request = parsed({"model": "m", "messages": [user(text)]})
     half = body_parser.CHARACTERS_PER_TOKEN * MAX_LENGTH
     assert request.turns == ["a" * half + " " + "b" * half] and request.characters == 100_000
+
+
+@pytest.mark.parametrize("text", ["a", "b c", "word " * 30])
+def test_of_very_many_turns_the_ends_are_kept_and_the_score_is_the_same(router, text):
+    turns = UserTurns(f"{text} {i % 10}" for i in range(4000))
+    kept = parsed({"model": "m", "messages": [user(turn) for turn in turns]}).turns
+    assert len(kept) < 1200 and kept[:MAX_SCORED_TURNS] == turns[:MAX_SCORED_TURNS] and kept[-1] == turns[-1]
+    assert router.encoder.max_length == MAX_LENGTH
+    assert router.encoder.encode([kept])[0].ids == router.encoder.encode([turns])[0].ids
 
 
 def test_the_stored_object_that_a_request_goes_on_with():
