@@ -618,8 +618,8 @@ def load_settings(path: Path) -> None:
 def run_script(main: Callable[[], object]) -> None:
     """Run a program's `main()`: with the project's `.env`, one-line warnings, and one-line errors.
 
-    An InputError ends it with one line on stderr and exit status 1, without a traceback. What the program writes is
-    readable for its user only. Variables that are set already win over those of `.env`.
+    An InputError and a full disk end it with one line on stderr and exit status 1, without a traceback. What the
+    program writes is readable for its user only. Variables that are set already win over those of `.env`.
     """
     os.umask(0o077)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {printable(str(message))}", file=sys.stderr)
@@ -636,6 +636,24 @@ def run_script(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # `| head` closed the other end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print("error: the disk is full; free some space, then resume or run it again", file=sys.stderr)
+        sys.exit(1)
+
+
+# What the libraries that write weights say of a full disk, each in an error of its own kind
+DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that of a full disk."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(t in str(error) for t in DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def printable(text: str) -> str:

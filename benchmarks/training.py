@@ -105,7 +105,8 @@ def stage_3(args: argparse.Namespace, train: Split):
     """
     import torch
 
-    from finetuning_model.training import Recipe, fine_tune, load_tokenizer
+    from finetuning_model.encoders import load_tokenizer
+    from finetuning_model.training import Recipe, fine_tune
 
     torch.manual_seed(0)
     flags = ["--hf_model_name", args.hf_model_name, "--num_train_epochs", "1", "--frame_share", "0"]

@@ -1,10 +1,13 @@
 """Fine-tuning itself: an encoder with a fresh head, or a router; HF's Trainer on soft labels, in changing frames."""
 
 import argparse
+import json
 import math
 import os
 import random
 import time
+import warnings
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,24 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    EarlyStoppingCallback,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-)
+from safetensors import SafetensorError, safe_open
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainingArguments
 
 from finetuning_model import defaults
+from finetuning_model.encoders import (
+    is_head,
+    layers_above,
+    load_config,
+    load_weights,
+    readable_tokens,
+    without_dropout,
+)
 from finetuning_model.frames import Frames
 from finetuning_model.labelled_rows import Split
 from finetuning_model.lineage import ParentRouter, parent_router
 from router_data import LABELS, InputError
 from router_model import PromptEncoder, RouterSettings, pad_rows
 
-LONG_EPOCH = 300  # steps; a longer epoch is evaluated, and can be resumed, half way too
+LONG_EPOCH = 400  # steps; a longer epoch is evaluated, and can be resumed, half way too
 LOSSES_PER_EVALUATION = 20  # points of the training loss in the plot
 WEIGHT_DECAY = 0.01
 ON_CPU = not torch.cuda.is_available()
@@ -156,26 +160,6 @@ class TrainedModel:
     log: dict[str, Any]
 
 
-def load_config(hf_model_name: str):
-    """The encoder's configuration.
-
-    Raises:
-        InputError: it can't be had.
-    """
-    try:
-        return AutoConfig.from_pretrained(hf_model_name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise cannot_load(hf_model_name, error) from error
-
-
-def cannot_load(hf_model_name: str, error: Exception) -> InputError:
-    """The error for an encoder that can't be had."""
-    return InputError(
-        f"the model {hf_model_name} can't be had ({str(error).splitlines()[0]}); name a model of the hub "
-        "(a gated one needs HF_TOKEN) or a local folder with --hf_model_name"
-    )
-
-
 def encoder_of(parent: ParentRouter) -> str:
     """The encoder that a router came from, where it can be had; else the router's own, which has learnt since."""
     try:
@@ -183,23 +167,6 @@ def encoder_of(parent: ParentRouter) -> str:
     except InputError:
         return str(parent.folder)
     return parent.encoder
-
-
-def readable_tokens(config, default: int) -> int:
-    """The longest input that the encoder has positions for."""
-    return getattr(config, "max_position_embeddings", None) or default
-
-
-def load_tokenizer(hf_model_name: str):
-    """The encoder's tokenizer, of transformers.
-
-    Raises:
-        InputError: it can't be had.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(hf_model_name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise cannot_load(hf_model_name, error) from error
 
 
 def load_classifier(recipe: Recipe):
@@ -212,34 +179,17 @@ def load_classifier(recipe: Recipe):
     Raises:
         InputError: it can't be had.
     """
-    config = load_config(recipe.start)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "mlp_dropout"):
-        if hasattr(config, name):
-            setattr(config, name, 0.0)
+    config = without_dropout(load_config(recipe.start))
     config.num_labels = 2
     config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
     attention = {"attn_implementation": "eager"} if ON_CPU else {}
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            recipe.start, config=config, dtype=torch.float32, trust_remote_code=False, **attention
-        )
-    except (OSError, ValueError) as error:
-        raise cannot_load(recipe.start, error) from error
+    model = load_weights(recipe.start, config, fresh_head=not recipe.continued_from, **attention)
     if recipe.continued_from:
         scale_logits(model, 1 / RouterSettings.load(Path(recipe.continued_from)).temperature)
     trained = model.config.num_hidden_layers - recipe.freeze_layers
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(layers_above(name, model) < trained)
+        parameter.requires_grad_(is_head(name, model) or layers_above(name, model) < trained)
     return model
-
-
-def layers_above(name: str, model) -> int:
-    """How many layers lie above a parameter's: 0 for the top layer and the head, the depth for the embeddings."""
-    depth = model.config.num_hidden_layers
-    if "embeddings" in name:
-        return depth
-    number = next((int(part) for part in name.split(".") if part.isdigit()), None)
-    return 0 if number is None or not name.startswith(model.base_model_prefix) else depth - 1 - number
 
 
 def cpu_gains_from_bf16() -> bool:
@@ -473,11 +423,6 @@ def parameter_groups(model, learning_rate: float, layer_decay: float, head_speed
     ]
 
 
-def is_head(name: str, model) -> bool:
-    """Whether a parameter belongs to the head: the pooler or what stands outside the encoder."""
-    return "pooler" in name or not name.startswith(f"{model.base_model_prefix}.")
-
-
 def add_logit_bias(model, bias: float) -> float:
     """Add `bias` to the superior logit of every prompt, in the head; returns what was added (0 for a head without)."""
     head = last_linear(model)
@@ -503,6 +448,28 @@ def last_linear(model) -> torch.nn.Linear | None:
 
 
 def newest_trainer_state(folder: Path) -> Path | None:
-    """Where an interrupted training goes on."""
-    states = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return max(states, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    """Where an interrupted training goes on: its newest state that was written whole; None: from the start."""
+    states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for state in states:
+        fault = state_fault(state)
+        if fault is None:
+            return state
+        warnings.warn(f"{state} is not whole ({fault}), so training goes on from the one before", stacklevel=2)
+    return None
+
+
+def state_fault(state: Path) -> str | None:
+    """What is wrong with a state of the Trainer that was being written when the run or the disk ended; None: nothing.
+
+    A state whose best weights so far are torn is of no use either.
+    """
+    try:
+        record = json.loads((state / "trainer_state.json").read_bytes())
+        for name in ("optimizer.pt", "scheduler.pt"):
+            zipfile.ZipFile(state / name).close()  # its table of contents is at its end
+        best = state.parent / Path(record.get("best_model_checkpoint") or state).name
+        for folder in {state, best}:
+            safe_open(folder / "model.safetensors", "np").__enter__()  # its length is in its header
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile, SafetensorError) as error:
+        return str(error)
+    return None

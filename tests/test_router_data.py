@@ -1,5 +1,6 @@
 """Contract 1: the row of JSONL, how files of rows are written, and what all programs share."""
 
+import errno
 import json
 import os
 import subprocess
@@ -287,6 +288,34 @@ def test_an_error_is_one_line_and_status_1(run):
 
 def test_a_warning_is_one_line(run):
     assert run(lambda: warnings.warn("careful \x9b2J", stacklevel=1)) == (0, "", "warning: careful \\x9b2J\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/2: file write failed"),
+    ],
+)
+def test_a_full_disk_is_one_line_whichever_library_met_it(run, error):
+    def main():
+        try:
+            raise error
+        except Exception as first:
+            raise RuntimeError("could not be saved") from first
+
+    assert (
+        run(raises(error))
+        == run(main)
+        == (1, "", "error: the disk is full; free some space, then resume or run it again\n")
+    )
+
+
+def test_any_other_error_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        run_script(raises(KeyError("x")))
 
 
 def test_the_status_is_what_main_returns(run, tmp_path):

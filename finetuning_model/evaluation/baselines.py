@@ -141,19 +141,24 @@ def frozen_encoder(base: str, max_length: int = 256) -> Embed:
     Args:
         base: a hub id or a local folder.
         max_length: tokens at most; a longer prompt keeps its head and tail.
+
+    Raises:
+        InputError: it can't be had.
     """
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
     from transformers.utils import logging
 
+    from finetuning_model.encoders import load_tokenizer, named_faults, readable_tokens
     from router_model import PromptEncoder, run_in_batches
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(base, dtype=torch.float32, trust_remote_code=False).eval()
+    with named_faults(base):
+        model = AutoModel.from_pretrained(base, dtype=torch.float32, trust_remote_code=False).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    max_length = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    max_length = min(max_length, readable_tokens(model.config, max_length))
+    tokenizer = load_tokenizer(base)
     encoder = PromptEncoder(tokenizer.backend_tokenizer, max_length)
 
     def mean_pooled(ids, mask):

@@ -1,6 +1,7 @@
 """Training's parts: the recipe, frames drawn anew each epoch, batches of like length, learning rates by layer."""
 
 import argparse
+import json
 import random
 
 import numpy as np
@@ -114,3 +115,40 @@ def test_a_bias_moves_the_superior_logit_of_every_prompt():
 def test_an_encoder_that_cannot_be_had_is_named():
     with pytest.raises(InputError, match="no-such-org/none can't be had.*--hf_model_name"):
         training.Recipe.resolve(argparse.Namespace(hf_model_name="no-such-org/none"), 10)
+
+
+def write_state(folder, step: int, best: str | None = None):
+    """A state of the Trainer, as it stands on the disk."""
+    from safetensors.numpy import save_file
+
+    state = folder / f"checkpoint-{step}"
+    state.mkdir(parents=True)
+    record = {"global_step": step, "best_model_checkpoint": best and f"an/older/place/{best}"}
+    (state / "trainer_state.json").write_text(json.dumps(record))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({"step": torch.ones(300)}, state / name)
+    save_file({"weight": np.ones(300, np.float32)}, state / "model.safetensors")
+    return state
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors"])
+@pytest.mark.parametrize("size", [0, 0.6, None])
+def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path, name, size):
+    before, torn = write_state(tmp_path, 9), write_state(tmp_path, 10)
+    assert training.newest_trainer_state(tmp_path) == torn
+    whole = (torn / name).read_bytes()
+    (torn / name).unlink()
+    if size is not None:
+        (torn / name).write_bytes(whole[: int(size * len(whole))])
+    with pytest.warns(UserWarning, match=r"checkpoint-10 is not whole \(.*goes on from the one before") as warned:
+        assert training.newest_trainer_state(tmp_path) == before
+    assert len(warned) == 1 and "\n" not in str(warned[0].message)
+
+
+def test_a_state_whose_best_weights_are_torn_is_of_no_use(tmp_path):
+    best = write_state(tmp_path, 9)
+    state = write_state(tmp_path, 10, best="checkpoint-9")
+    assert training.newest_trainer_state(tmp_path) == state
+    (best / "model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="is not whole"):
+        assert training.newest_trainer_state(tmp_path) is None
