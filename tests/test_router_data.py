@@ -313,7 +313,7 @@ def test_a_full_disk_is_one_line_whichever_library_met_it(run, error):
     )
 
 
-def test_any_other_error_keeps_its_traceback():
+def test_any_other_error_keeps_its_traceback(run):
     with pytest.raises(KeyError):
         run_script(raises(KeyError("x")))
 
