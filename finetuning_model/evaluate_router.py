@@ -4,15 +4,17 @@ Reads   a checkpoint's folder
         --outcomes: what two models really did (prompt, weak_score, strong_score); each file is a kind of its own, and
         several are also judged together: pooled, mean over kinds, worst kind
         --labelled: labelled prompts; with neither, the test part that the checkpoint's training left out
+        --log: a decision log of the endpoint, whose scores are compared with those of the validation part
         the labelled MT-Bench questions, and the rows the checkpoint was trained on, for the baselines
 Writes  evaluation.md, evaluation.json and plots in <checkpoint>/evaluation/; with outcomes also the verdict, in
-        verdict.json and README.md of the checkpoint
+        verdict.json and README.md of the checkpoint; with --log drift.json and a plot, and with --log alone only these
 
 Every figure stands beside those of simple baselines, with 95% bootstrap intervals over prompts and paired differences.
 --hf_model_name also names the frozen encoder of the baselines on embeddings (default: the checkpoint's base).
 
 Example:
     python3 finetuning_model/evaluate_router.py --outcomes my_outcomes.jsonl --price_superior 10 --price_inferior 0.6
+    python3 finetuning_model/evaluate_router.py --log decisions.jsonl
 """
 
 import argparse
@@ -39,7 +41,7 @@ from router_data import (
     write_json,
     write_text_atomically,
 )
-from router_model import VERDICT_FILE, Router, add_router_flags, check_threshold, newest_checkpoint
+from router_model import VERDICT_FILE, Router, RouterSettings, add_router_flags, check_threshold, newest_checkpoint
 
 if TYPE_CHECKING:
     from finetuning_model.evaluation.eval_sets import EvalSet
@@ -52,6 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what to judge on").add_argument
     add("--outcomes", nargs="+", default=[], metavar="FILE", help="outcomes of two models; files or globs")
     add("--labelled", nargs="+", default=[], metavar="FILE", help="labelled prompts; files or globs")
+    add("--log", nargs="+", default=[], metavar="FILE",
+        help="decision logs: is the traffic still like the rows that the thresholds were chosen on, or are they to be "
+        "chosen anew?")
     add("--questions_file", type=Path, default=QUESTIONS_FILE, metavar="FILE",
         help="labelled MT-Bench questions, where the file exists (default: %(default)s)")
     add("--frames", type=Path, default=JUDGING_FRAMES, metavar="FILE",
@@ -82,6 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     prices, frames = prices_from(args), Frames.read(args.frames)
     folder = args.model_save_dir or newest_checkpoint()
 
+    output_dir = args.output_dir or folder / "evaluation"
+    if args.log:
+        print(compare_with_log(args, folder, output_dir), flush=True)
+        if not (args.outcomes or args.labelled):
+            return
+
     # 1. The checkpoint, the sets to judge on, and the rows that its training saw
     from finetuning_model.evaluation.eval_sets import probe_set, read_sets, training_rows
     from finetuning_model.evaluation.report import markdown, summary
@@ -102,7 +113,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     pooled = pooled_outcomes(sets, args.seed)
 
     # 3. The judgement
-    output_dir = args.output_dir or folder / "evaluation"
     output_dir.mkdir(parents=True, exist_ok=True)
     evaluation = {
         **facts(args, folder, router, run, len(train)),
@@ -123,6 +133,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(summary(evaluation))
     print(f"the whole report: {output_dir / 'evaluation.md'}")
     print(f"next: {evaluation['verdict']['next']}")
+
+
+def compare_with_log(args: argparse.Namespace, folder: Path, output_dir: Path) -> str:
+    """Write drift.json and its plot; what they say, and the next command.
+
+    Raises:
+        InputError: the log holds no score of this checkpoint, or the checkpoint no validation part.
+    """
+    import numpy as np
+
+    from finetuning_model.evaluation import drift
+    from finetuning_model.evaluation.metrics import as_json
+    from finetuning_model.evaluation.plots import score_histogram
+
+    logged, validation = drift.read_log(args.log, folder.resolve().name), drift.validation_scores(folder)
+    threshold = RouterSettings.load(folder).threshold if args.threshold is None else args.threshold
+    found = drift.judge_drift(logged, validation, threshold)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "drift.json", as_json(found))
+    both = np.concatenate([validation, logged.scores])
+    is_logged = np.arange(len(both)) >= len(validation)
+    groups = {"the validation part": ~is_logged, "the log": is_logged}
+    score_histogram(output_dir / "drift.png", both, groups, threshold, "Traffic")
+    return "\n".join([*found["sentences"], f"next: {drift.next_command(found, args.log, folder)}"])
 
 
 def judge(

@@ -249,6 +249,18 @@ def test_what_cannot_be_had_is_said_in_one_line_and_a_rehearsal_leaves_no_verdic
     assert Router.load(checkpoint).settings.threshold == 0.5
 
 
+def test_a_log_alone_is_compared_with_the_validation_part_and_nothing_else_is_judged(checkpoint, tmp_path, capsys):
+    row = {"time": "2026-11-29T00:00:00", "threshold": 0.5, "router": checkpoint.name}
+    write_rows(tmp_path / "decisions.jsonl", [{**row, "router_score": 0.9 + i / 2000} for i in range(150)])
+    run("--model_save_dir", checkpoint, "--log", tmp_path / "decisions.jsonl")
+    found = json.loads((checkpoint / "evaluation" / "drift.json").read_text())
+    assert found["drifted"] and found["superior_share"]["value"] == 1 and found["rows"] == 150
+    assert (checkpoint / "evaluation" / "drift.png").read_bytes().startswith(b"\x89PNG")
+    *_, told, following = capsys.readouterr().out.splitlines()
+    assert told == found["sentences"][1] and following.startswith("next: python3 finetuning_model/choose_threshold.py")
+    assert not (checkpoint / "evaluation" / "evaluation.json").exists()
+
+
 def test_frames_that_were_trained_on_are_said_to_flatter(checkpoint, tmp_path):
     record = json.loads((checkpoint / "run.json").read_text())
     record["recipe"]["frames_file"] = str(tmp_path / "one_frame.txt")
