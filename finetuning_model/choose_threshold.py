@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from finetuning_model.lineage import history
+from finetuning_model.lineage import history, trained_prompts
 from prompt_files import prompt_in, read_records
 from router_data import (
     InputError,
@@ -35,6 +35,7 @@ from router_data import (
     Prices,
     add_price_flags,
     expand_paths,
+    normalise_prompt,
     prices_from,
     program_parser,
     run_script,
@@ -126,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = read_prompts(args.prompts)
     if args.confidence is not None:
         check_guarantee(args.prompts, known, folder)
+        known = without_trained(known, folder)
 
     # 2. Their scores
     router = Router.load(folder, args.hf_model_name)
@@ -220,6 +222,24 @@ def check_guarantee(patterns: Sequence[str], known: KnownPrompts, folder: Path) 
     for path in expand_paths(patterns):
         if path.resolve() in trained_on:
             raise InputError(f"{path} was trained on, so it guarantees nothing about new prompts; use other outcomes")
+
+
+def without_trained(known: KnownPrompts, folder: Path) -> KnownPrompts:
+    """The prompts that the router was not trained on, whatever file they stood in there.
+
+    Raises:
+        InputError: there are no others.
+    """
+    trained = trained_prompts(folder)
+    unseen = [i for i, prompt in enumerate(known.prompts) if normalise_prompt(str(prompt)) not in trained]
+    if len(unseen) == len(known.prompts):
+        return known
+    if not unseen:
+        raise InputError("all of these prompts were trained on, so they guarantee nothing about new ones; use others")
+    seen = len(known.prompts) - len(unseen)
+    warnings.warn(f"{seen:,} outcomes are left out: the router was trained on their prompts", stacklevel=2)
+    prompts = [known.prompts[i] for i in unseen]
+    return known._replace(prompts=prompts, inferior=known.inferior[unseen], superior=known.superior[unseen])
 
 
 def targets_of(args: argparse.Namespace, prices: Prices | None) -> "list[Target]":

@@ -38,8 +38,23 @@ def test_as_many_as_wanted_each_once_with_and_without_scores():
 
 
 def test_the_log_gives_the_scores():
-    write_log([{"prompt": "near", "router_score": 0.31, "threshold": 0.3}, {"prompt": "not scored"}])
-    assert router_scores(["log.jsonl"], None) == {dedup_key("near"): 0.31}
+    answers = {"inferior_answer": "a", "superior_answer": "b"}
+    write_log(
+        [
+            {"prompt": "near", "router_score": 0.31, "threshold": 0.3},
+            {"prompt": "not scored"},
+            {"prompt": "c"} | answers,
+        ]
+    )
+    assert router_scores(["log.jsonl"], None) == ({dedup_key("near"): 0.31}, {dedup_key("c")})
+
+
+def test_what_the_log_has_both_answers_to_is_not_asked_again(capsys):
+    texts = [" ".join(f"{word}{i * 7919 % 9973}" for word in ("why", "does", "it")) for i in range(20)]
+    answers = {"inferior_answer": "a", "superior_answer": "b"}
+    write_log([{"prompt": text, "router_score": 0.5} | (answers if i < 12 else {}) for i, text in enumerate(texts)])
+    assert {prompt.text for prompt in choose(arguments(choose=20))} == set(texts[12:])
+    assert "chose 8 of 8 prompts (12 with both answers left out)" in capsys.readouterr().out
 
 
 def test_from_a_decision_log(capsys):

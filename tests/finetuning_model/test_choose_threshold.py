@@ -18,7 +18,10 @@ from router_model import Router
 
 @pytest.fixture
 def checkpoint(trained_checkpoint, tmp_path) -> Path:
-    return Path(shutil.copytree(trained_checkpoint, tmp_path / "models" / trained_checkpoint.name))
+    folder = Path(shutil.copytree(trained_checkpoint, tmp_path / "models" / trained_checkpoint.name))
+    write_rows(tmp_path / "train.jsonl", [{"prompt": "open the door", "label": INFERIOR}])
+    (folder / "run.json").write_text(json.dumps({"train_files": [str(tmp_path / "train.jsonl")]}))
+    return folder
 
 
 def write_outcomes(path: Path, n: int = 60) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -94,6 +97,20 @@ def test_a_guarantee_takes_enough_outcomes_that_were_not_trained_on(checkpoint, 
         choose_threshold.main([*flags, str(tmp_path / "labelled.jsonl")])
     (checkpoint / "run.json").write_text(json.dumps({"train_files": [str(tmp_path / "mine.jsonl")]}))
     with pytest.raises(InputError, match="mine.jsonl was trained on"):
+        choose_threshold.main([*flags, str(tmp_path / "mine.jsonl")])
+
+
+def test_a_guarantee_leaves_out_what_the_router_knows(checkpoint, tmp_path, capsys):
+    prompts, _, _ = write_outcomes(tmp_path / "mine.jsonl", 400)
+    taught = {prompt.upper() for prompt in prompts[:50]}
+    write_rows(tmp_path / "train.jsonl", [{"prompt": prompt, "label": INFERIOR} for prompt in taught])
+    unseen = sum(prompt.upper() not in taught for prompt in prompts)
+    flags = ["--model_save_dir", str(checkpoint), "--at_least_quality", "90", "--confidence", "95", "--prompts"]
+    with pytest.warns(UserWarning, match=f"{400 - unseen} outcomes are left out"):
+        choose_threshold.main([*flags, str(tmp_path / "mine.jsonl")])
+    assert f"{unseen} prompts, scored by" in capsys.readouterr().out
+    write_rows(tmp_path / "train.jsonl", [{"prompt": prompt, "label": INFERIOR} for prompt in prompts])
+    with pytest.raises(InputError, match="all of these prompts were trained on"):
         choose_threshold.main([*flags, str(tmp_path / "mine.jsonl")])
 
 
