@@ -1,0 +1,130 @@
+"""Rows of few_outcomes.py as curves with intervals, as tables and as a plot."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.outcome_learners import NAMES
+from finetuning_model.evaluation.markdown import show, table
+from finetuning_model.evaluation.metrics import Estimate, as_json, with_interval
+from router_data import InputError, write_json, write_text_atomically
+
+ROUTER = "router"
+Curves = dict[str, dict[int, dict]]  # way -> outcomes -> figures
+
+
+def summarise(rows: Sequence[dict]) -> dict[str, Curves]:
+    """The curves of each set: APGR as the mean over draws, and its difference to the router on the same prompts.
+
+    Raises:
+        InputError: one draw was judged on other prompts than the router, so that the two don't compare.
+    """
+    measured = {(row["set"], row["way"], row["outcomes"], row["draw"]): row for row in rows}
+    found: dict[str, Curves] = defaultdict(lambda: defaultdict(dict))
+    grouped = defaultdict(list)
+    for (name, way, size, draw), row in sorted(measured.items()):
+        router = measured.get((name, ROUTER, size, draw))
+        if router and router["judged"] != row["judged"]:
+            raise InputError(f"{name}, {size} outcomes: {way} was judged on other prompts than the router; begin anew")
+        grouped[name, way, size].append((row, router))
+    for (name, way, size), pairs in grouped.items():
+        kept = [(row, router) for row, router in pairs if "apgr" in row]
+        figures: dict = {"draws": len(kept), "refused": len(pairs) - len(kept)}
+        if kept:
+            figures |= {key: float(np.mean([row[key] for row, _ in kept])) for key in ("judged", "seconds")}
+            figures["apgr"] = over_draws([row for row, _ in kept])
+            beside = [less(row, router) for row, router in kept if router]
+            if way != ROUTER and len(beside) == len(kept):
+                figures["over_router"] = over_draws(beside)
+        found[name][way][size] = figures
+    return found
+
+
+def less(row: dict, router: dict) -> dict:
+    """How far a draw's figures exceed the router's, resample by resample."""
+    resampled = np.subtract(row["resampled"], router["resampled"])
+    return {"apgr": row["apgr"] - router["apgr"], "resampled": resampled}
+
+
+def over_draws(draws: Sequence[dict]) -> Estimate:
+    """The mean over draws; its interval resamples both draws and prompts."""
+    values = np.array([draw["resampled"] for draw in draws])  # (draws, resamples)
+    chosen = np.random.default_rng(0).integers(0, len(draws), size=values.shape)
+    resampled = np.take_along_axis(values, chosen, axis=0).mean(axis=0)
+    return with_interval(float(np.mean([draw["apgr"] for draw in draws])), resampled)
+
+
+def describe(name: str, curves: Curves) -> str:
+    """A set's curves as a table: a row for each number of outcomes, ▲ and ▼ where a way differs from the router."""
+    sizes = sorted({size for curve in curves.values() for size in curve})
+    ways = [way for way in NAMES if way in curves]
+    rows = [[str(size), *(cell(curves[way].get(size)) for way in ways)] for size in sizes]
+    return f"**{name}**\n\n{table(['outcomes', *(NAMES[way] for way in ways)], rows)}"
+
+
+def cell(figures: dict | None) -> str:
+    """APGR with its interval, and whether it differs from the router's; a dash where nothing was measured."""
+    if not figures:
+        return "–"
+    refused = f" ({figures['refused']} refused)" if figures["refused"] else ""
+    difference = figures.get("over_router")
+    mark = " ▲" if difference and difference.low > 0 else " ▼" if difference and difference.high < 0 else ""
+    return show(as_json(figures.get("apgr"))) + mark + refused
+
+
+def write(found: dict[str, Curves], folder: Path, router: str) -> None:
+    """The figures, the tables and the plot, in docs/."""
+    write_json(folder / "few_outcomes.json", as_json({"router": router, "sets": found}))
+    parts = [INTRODUCTION.format(router=router), *(describe(name, curves) for name, curves in ordered(found))]
+    write_text_atomically(folder / "few_outcomes.md", "\n\n".join(parts) + "\n")
+    draw(folder / "images" / "few_outcomes.png", found)
+    print(f"wrote {folder / 'few_outcomes.json'}, few_outcomes.md and images/few_outcomes.png")
+
+
+INTRODUCTION = """\
+# Few outcomes of your own
+
+Made by `python3 benchmarks/few_outcomes.py --docs`; the router is {router}.
+
+APGR on the prompts of a set that were not drawn, mean over draws, with 95% intervals over draws and prompts. ▲ and ▼:
+better or worse than the router as it is, on the same draws and resamples.
+
+![APGR by the number of outcomes](images/few_outcomes.png)"""
+
+
+def ordered(found: dict[str, Curves]) -> list[tuple[str, Curves]]:
+    """The mixture first."""
+    return sorted(found.items(), key=lambda item: (item[0] != "mixture", item[0]))
+
+
+def draw(path: Path, found: dict[str, Curves]) -> None:
+    """A panel for each set: APGR against the number of outcomes, a line for each way."""
+    from matplotlib.figure import Figure
+
+    from finetuning_model.evaluation.plots import DPI, INK, OTHERS, RULE
+
+    sets = ordered(found)
+    columns = min(3, len(sets))
+    figure = Figure(figsize=(4 * columns, 3.2 * -(-len(sets) // columns) + 0.6), layout="constrained")
+    colors = dict(zip(NAMES, (INK, *OTHERS), strict=False))
+    for number, (name, curves) in enumerate(sets, 1):
+        axes = figure.add_subplot(-(-len(sets) // columns), columns, number)
+        sizes = sorted({size for curve in curves.values() for size in curve})
+        for way in (way for way in NAMES if way in curves):
+            points = [
+                (sizes.index(size), entry["apgr"]) for size, entry in sorted(curves[way].items()) if entry["draws"]
+            ]
+            at = np.array([place for place, _ in points])
+            low, value, high = (np.array([getattr(e, key) for _, e in points]) for key in ("low", "value", "high"))
+            axes.fill_between(at, low, high, color=colors[way], alpha=0.08, lw=0)
+            axes.plot(at, value, "o-", ms=3, lw=1.6, color=colors[way], label=NAMES[way] if number == 1 else None)
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_title(name, loc="left", fontsize=10.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=RULE, lw=0.7)
+    figure.supxlabel("outcomes to learn from")
+    figure.supylabel("APGR on the other prompts")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})

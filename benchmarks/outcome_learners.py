@@ -1,0 +1,182 @@
+"""Ways to learn from few outcomes: each takes prompts whose gain is known, and scores others."""
+
+import argparse
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from router_data import Outcome, probability_from_gain, write_rows
+
+NEIGHBOURS = 15
+LEAN = 100  # outcomes from which on the weighted blend trusts them more than the router
+MIN_SLOPE = (
+    0.02  # of a soft label, by a standard deviation of the router's margin: the router's own word counts so much
+)
+PRIOR_ROWS = 50  # as many rows without any slope stand beside the outcomes when the slope is fitted
+SHARES = np.array([0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])  # of the soft labels' variance that like prompts may share
+
+
+@dataclass(frozen=True)
+class KnownPrompts:
+    """Outcomes, and what costs a pass through a model to know of them.
+
+    Attributes:
+        name: of the set.
+        rows: the outcomes.
+        vectors: unit embeddings by the frozen encoder, shape (n, hidden size).
+        margins: superior minus inferior logit of the router as it is, shape (n,).
+        groups: a number that near duplicates share, shape (n,).
+    """
+
+    name: str
+    rows: list[Outcome]
+    vectors: np.ndarray
+    margins: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def gain(self) -> np.ndarray:
+        """The superior model's score minus the inferior model's, shape (n,)."""
+        return np.array([row.strong_score - row.weak_score for row in self.rows])
+
+    @property
+    def soft_labels(self) -> np.ndarray:
+        """What stage 3 makes of the gains, 0..1, shape (n,)."""
+        return np.array([probability_from_gain(gain) for gain in self.gain])
+
+    @property
+    def prompts(self) -> list[str]:
+        """Their texts."""
+        return [row.prompt for row in self.rows]
+
+    def take(self, rows: np.ndarray) -> "KnownPrompts":
+        """These rows alone."""
+        parts = (self.vectors[rows], self.margins[rows], self.groups[rows])
+        return KnownPrompts(self.name, [self.rows[i] for i in rows], *parts)
+
+
+Learner = Callable[[KnownPrompts, KnownPrompts, argparse.Namespace], np.ndarray]  # drawn, judged, flags -> scores (n,)
+
+
+def router_as_it_is(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """What the router says without any outcome."""
+    return judged.margins
+
+
+def nearest_neighbours(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """Mean gain of the nearest prompts."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    model = KNeighborsRegressor(min(NEIGHBOURS, len(drawn.rows)), metric="cosine")
+    return model.fit(drawn.vectors, drawn.gain).predict(judged.vectors)
+
+
+def logistic_regression(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """On embeddings; each prompt counts once as superior and once as inferior, by its soft label."""
+    from sklearn.linear_model import LogisticRegression
+
+    soft_labels = drawn.soft_labels
+    weights = np.concatenate([soft_labels, 1 - soft_labels])
+    model = LogisticRegression(max_iter=1000)
+    model.fit(np.concatenate([drawn.vectors, drawn.vectors]), np.repeat([1, 0], len(soft_labels)), weights)
+    return model.decision_function(judged.vectors)
+
+
+def weighted_blend(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """The router and logistic regression on embeddings, each standardised; the more outcomes, the more the latter."""
+    learnt = logistic_regression(drawn, judged, args)
+    trust = len(drawn.rows) / (len(drawn.rows) + LEAN)
+    return (1 - trust) * _standardised(judged.margins) + trust * _standardised(learnt)
+
+
+def corrected_router(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """The router, corrected by how far the soft labels of like prompts lie above or below it (a Gaussian process).
+
+    A soft label is slope * margin + a correction that like prompts share + noise. How much of the variance is shared,
+    down to none, is weighed by how likely it makes the outcomes, so that few or noisy ones leave the router's order.
+    """
+    centre, scale = drawn.margins.mean(), drawn.margins.std() + 1e-9
+    margins = (drawn.margins - centre) / scale
+    labels = drawn.soft_labels - drawn.soft_labels.mean()
+    slope = max(MIN_SLOPE, float(margins @ labels) / (len(labels) + PRIOR_ROWS))
+    rest = labels - slope * margins
+    spread = labels.std() + 1e-9
+    likeness, across = _likeness(drawn.vectors, drawn.vectors), _likeness(judged.vectors, drawn.vectors)
+    corrections, fits = [], []
+    for share in SHARES:
+        root = np.linalg.cholesky(share * likeness + (1 - share) * np.eye(len(rest)))
+        solved = np.linalg.solve(root, rest / spread)
+        fits.append(-np.log(np.diag(root)).sum() - solved @ solved / 2)  # log likelihood, but for a constant
+        corrections.append(share * (across @ np.linalg.solve(root.T, solved)))
+    weights = np.exp(np.array(fits) - max(fits))
+    return slope * (judged.margins - centre) / scale + spread * (weights / weights.sum()) @ np.array(corrections)
+
+
+def _likeness(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """1 for the same direction, falling with the distance of unit vectors; shape (left, right)."""
+    return np.exp(left.astype(float) @ right.T.astype(float) - 1)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / (values.std() + 1e-9)
+
+
+def going_on_from_router(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """Stage 3, from the router's weights."""
+    return _stage_3(drawn, judged, ["--hf_model_name", str(args.model_save_dir)], args)
+
+
+def encoder_with_sample(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """Stage 3, from the encoder, with the sample as auxiliary rows."""
+    return _stage_3(drawn, judged, ["--hf_model_name", args.encoder, "--auxiliary_files", *args.sample], args)
+
+
+def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], args: argparse.Namespace) -> np.ndarray:
+    """Train as finetune_bert.py does, as far as calibration, and score."""
+    from finetuning_model import finetune_bert
+    from finetuning_model.encoders import load_tokenizer
+    from finetuning_model.labelled_rows import read_training_data
+    from finetuning_model.lineage import parent_router, trained_prompts
+    from finetuning_model.training import Recipe
+    from router_model import Router, RouterSettings
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "outcomes.jsonl")
+        write_rows(path, drawn.rows)
+        argv = ["--train_files", str(path), "--questions_file", str(Path(folder, "none")), "--output_dir", folder]
+        stage_3 = finetune_bert.parse_args([*argv, *flags, *shlex.split(args.training_flags)])
+        parent = parent_router(stage_3.hf_model_name)
+        known = trained_prompts(parent.folder) if parent else frozenset()
+        files = (stage_3.train_files, stage_3.questions_file, stage_3.seed, None, stage_3.auxiliary_files)
+        data = read_training_data(*files, known)
+        finetune_bert.start_process()
+        recipe = Recipe.resolve(stage_3, len(data.train.rows))
+        tokenizer = load_tokenizer(recipe.start)
+        _, soft_labels = finetune_bert.training_targets(recipe, data)
+        run = finetune_bert.train_one_seed(recipe, tokenizer, data, soft_labels, stage_3.seed, Path(folder))
+        router = Router.from_model(run.model, tokenizer, RouterSettings(max_length=recipe.max_length))
+        logits = router.logits(judged.prompts)
+        return logits[:, 1] - logits[:, 0]
+
+
+CHEAP: dict[str, Learner] = {
+    "router": router_as_it_is,
+    "neighbours": nearest_neighbours,
+    "logistic": logistic_regression,
+    "weighted_blend": weighted_blend,
+    "corrected": corrected_router,
+}
+TRAINED: dict[str, Learner] = {"continued": going_on_from_router, "auxiliary": encoder_with_sample}
+NAMES = {
+    "router": "the router as it is",
+    "continued": "going on from the router",
+    "auxiliary": "the encoder, the sample as auxiliary rows",
+    "neighbours": "nearest neighbours on embeddings",
+    "logistic": "logistic regression on embeddings",
+    "weighted_blend": "router and logistic regression, weighted",
+    "corrected": "the router, corrected by like prompts",
+}
