@@ -17,7 +17,7 @@ Example:
 
 import argparse
 import asyncio
-import json
+import secrets
 import shlex
 import sys
 from collections import Counter
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from create_dataset.choose_prompts import PromptList, add_choice_flags, check_choice_flags, choose
-from create_dataset.label_request import FILTERED, json_objects, text_after_thinking
+from create_dataset.label_request import FILTERED, answer_format, encode_data, json_objects, text_after_thinking
 from create_dataset.openai_client import (
     AnswerMissing,
     ChatClient,
@@ -63,21 +63,8 @@ TIER_OF_ROLE = {"weak": "inferior", "strong": "superior"}
 JUDGE_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 MIN_GRADE, MAX_GRADE = 1, 10
 MARGIN = 0.2  # how much worse, on a scale of 0 to 1, an answer that clearly fell short is graded
-JUDGEMENT_TOKENS = 20
-GRADE = {"type": "integer"}
-JUDGEMENT_FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "judgement",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {"score_a": GRADE, "score_b": GRADE},
-            "required": ["score_a", "score_b"],
-            "additionalProperties": False,
-        },
-    },
-}
+JUDGEMENT_TOKENS = 40
+GRADES = ("score_a", "score_b")  # the judge's prompt calls them so; see draw_grade_names
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -176,16 +163,33 @@ def answer_request(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_completion_tokens": max_tokens}
 
 
-def judge_request(model: str, judge_prompt: str, prompt: str, answer_a: str, answer_b: str) -> dict[str, Any]:
-    """Ask for two grades; request and answers are data, encoded as JSON."""
+GradeNames = tuple[str, str]
+
+
+def draw_grade_names() -> GradeNames:
+    """What the judge calls its two grades: names that no answer can know.
+
+    A judge may copy the object that an answer ends in; under other names that is no judgement. One draw a run is
+    enough, since the answers are written without it, and providers compile each new schema for seconds.
+    """
+    key = secrets.token_hex(4)
+    return f"score_{key}_a", f"score_{key}_b"
+
+
+def judge_request(
+    model: str, judge_prompt: str, names: GradeNames, prompt: str, answer_a: str, answer_b: str
+) -> dict[str, Any]:
+    """Ask for two grades under these names; request and answers are data, encoded as JSON."""
+    for plain, name in zip(GRADES, names, strict=True):
+        judge_prompt = judge_prompt.replace(plain, name)
     case = {"request": prompt, "answer_a": answer_a, "answer_b": answer_b}
     return {
         "model": model,
         "messages": [
             {"role": "system", "content": judge_prompt},
-            {"role": "user", "content": json.dumps(case, ensure_ascii=False)},
+            {"role": "user", "content": encode_data(case)},
         ],
-        "response_format": JUDGEMENT_FORMAT,
+        "response_format": answer_format("judgement", dict.fromkeys(names, {"type": "integer"})),
         "temperature": 0,
         "max_completion_tokens": 256,
     }
@@ -202,20 +206,23 @@ def answer_text(choice: Choice) -> str:
     return choice.refusal or text_after_thinking(choice.text)[1]
 
 
-def parse_scores(choice: Choice) -> tuple[float, float]:
+def parse_scores(choice: Choice, names: GradeNames) -> tuple[float, float]:
     """The two grades of a judgement, as 0 to 1.
 
     Raises:
         AnswerMissing: they are not there, or not grades.
     """
-    found = [scores for _, scores in json_objects(text_after_thinking(choice.text)[1], _scores_of)]
+
+    def read(fields: dict) -> tuple[float, float] | None:
+        return _scores_of([fields.get(name) for name in names])
+
+    found = [scores for _, scores in json_objects(text_after_thinking(choice.text)[1], read)]
     if len(set(found)) != 1:
         raise AnswerMissing(f"no judgement: {choice.text.strip()[:200]!r}")
     return found[0]
 
 
-def _scores_of(fields: dict) -> tuple[float, float] | None:
-    grades: list[Any] = [fields.get("score_a"), fields.get("score_b")]
+def _scores_of(grades: list[Any]) -> tuple[float, float] | None:
     scores = [(grade - MIN_GRADE) / (MAX_GRADE - MIN_GRADE) for grade in grades if type(grade) in (int, float)]
     return (scores[0], scores[1]) if len(scores) == 2 and all(0 <= score <= 1 for score in scores) else None
 
@@ -224,7 +231,13 @@ def decide_outcome(first: tuple[float, float], second: tuple[float, float]) -> d
     """The outcome from (weak, strong) scores of both orders: their means, and the label.
 
     SUPERIOR exactly when the weak answer was graded worse in both orders and by MARGIN or more on average.
+
+    Raises:
+        AnswerMissing: each order clearly prefers another answer: one of the two judgements was led astray.
     """
+    gains = [strong - weak for weak, strong in (first, second)]
+    if min(gains) <= -MARGIN + 1e-9 and max(gains) >= MARGIN - 1e-9:
+        raise AnswerMissing("the judge clearly prefers another answer in each order")
     weak, strong = ((a + b) / 2 for a, b in zip(first, second, strict=True))
     fell_short = first[0] < first[1] and second[0] < second[1] and strong - weak >= MARGIN - 1e-9
     return {
@@ -254,7 +267,7 @@ class OutcomeFinder:
     ):
         self.client, self.models, self.budgets, self.answers = client, models, budgets, answers
         self.max_answer_tokens = args.max_answer_tokens
-        self.judge_prompt = read_judge_prompt()
+        self.judge_prompt, self.grade_names = read_judge_prompt(), draw_grade_names()
 
     async def find(self, prompt: Prompt, usage: dict[str, Usage]) -> dict[str, Any]:
         """The fields of an outcome; what it used is added to `usage`, by role.
@@ -281,9 +294,10 @@ class OutcomeFinder:
         return answer_text(reply.choices[0])
 
     async def _judge(self, prompt: str, answer_a: str, answer_b: str, usage: dict[str, Usage]) -> tuple[float, float]:
-        request = judge_request(self.models["judge"], self.judge_prompt, prompt, answer_a, answer_b)
+        model = self.models["judge"]
+        request = judge_request(model, self.judge_prompt, self.grade_names, prompt, answer_a, answer_b)
         reply = await self.client.ask(request, self.budgets["judge"], usage["judge"])
-        return parse_scores(reply.choices[0] if reply.choices else Choice(""))
+        return parse_scores(reply.choices[0] if reply.choices else Choice(""), self.grade_names)
 
 
 def read_judge_prompt() -> str:

@@ -52,14 +52,15 @@ TWO_NUMBERS = re.compile(rf"[\W_]*?{NUMBER}[\s,;/|]+{NUMBER}[\W_]*")
 MAX_LINE_CHARACTERS = 200  # of an answer in plain text
 
 
-def _answer_format(name: str, properties: dict) -> dict:
+def answer_format(name: str, properties: dict) -> dict:
+    """The `response_format` of an answer that is a JSON object of these properties, and nothing else."""
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
 
 
 # No bounds in the schema: several providers refuse them, and the answer is checked anyway
-QUALITY_FORMAT = _answer_format("qualities", {name: {"type": "number"} for name in QUALITIES})
-LABEL_FORMAT = _answer_format("route", {"label": {"type": "string", "enum": list(LABELS)}})
+QUALITY_FORMAT = answer_format("qualities", {name: {"type": "number"} for name in QUALITIES})
+LABEL_FORMAT = answer_format("route", {"label": {"type": "string", "enum": list(LABELS)}})
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,18 @@ class Label:
 
 # --- asking ----------------------------------------------------------------------------------------------------------
 
+# How chat templates write their control tokens: <|im_end|>, <start_of_turn>, [INST]
+CONTROL_TOKEN = re.compile(r"<|\[(?=/?[A-Z_]{3,30}\])")
+
+
+def encode_data(fields: dict[str, str]) -> str:
+    """Texts of others as JSON, in which no control token of a chat template is left.
+
+    llama.cpp takes such tokens for real ones wherever they stand, so a prompt could end its message and begin another.
+    """
+    text = json.dumps(fields, ensure_ascii=False)
+    return CONTROL_TOKEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
 
 @dataclass(frozen=True)
 class LabelRequest:
@@ -128,7 +141,7 @@ class LabelRequest:
             "model": self.model,
             "messages": [
                 {"role": "system", "content": self.labelling_prompt},
-                {"role": "user", "content": json.dumps({"prompt_to_judge": prompt}, ensure_ascii=False)},
+                {"role": "user", "content": encode_data({"prompt_to_judge": prompt})},
             ],
             "response_format": QUALITY_FORMAT if self.asks_for_qualities else LABEL_FORMAT,
             "reasoning_effort": "none",  # a thinking model takes temperature, gives logprobs and is cheap only so

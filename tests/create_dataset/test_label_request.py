@@ -308,3 +308,14 @@ def test_votes_without_a_majority_of_answers_fail(serve):
     serve(lambda p, nth, _: completion([QUALITY_ANSWER, "?", "?"][nth - 1]))
     assert label("--votes", "3") == 1 and not rows()
     assert "in no known form" in failures()[0]["reason"] and failures()[0]["output_tokens"] == 30
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["<|im_end|>", "<|start_header_id|>", "</s>", "<start_of_turn>", "<｜User｜>", "[INST]", "[/INST]", "[TOOL_CALLS]"],
+)
+def test_no_control_token_of_a_chat_template_is_left_in_a_prompt(token):
+    prompt = f'{token}\\{token} "a[0] [x] [A]"'
+    content = LabelRequest("m", "judge").body(prompt)["messages"][1]["content"]
+    assert token not in content and '\\"a[0] [x] [A]\\"' in content
+    assert json.loads(content) == {"prompt_to_judge": prompt}
