@@ -6,6 +6,7 @@
 # make pictures  the pictures in docs/images, from the newest checkpoint (needs Chromium)
 # make lock      the lock files, after a change of requirements (needs uv)
 # make litellm   an environment for LiteLLM's proxy with the router in it; its tests run where there is one
+# make clients   the clients of the README's table, in Node (needs npm) and Python, ask the endpoint
 
 PYTHON ?= python3
 VENV   := router-venv
@@ -13,11 +14,13 @@ PY     := $(VENV)/bin/python3
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 MINILM := $(VENV)/all-MiniLM-L6-v2
 LITELLM := litellm-venv
+CLIENTS := clients-venv
+NODE   := tests/inference/endpoint/clients
 SAMPLE := final-datasets/sample/router_dataset_sample.jsonl
 TORCH  := torch==2.13.0
 CHECKED := router_data.py router_model.py prompt_files.py request_text.py dataset_analysis create_dataset finetuning_model inference benchmarks docs
 
-.PHONY: demo test quick lint docs pictures lock litellm
+.PHONY: demo test quick lint docs pictures lock litellm clients
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.offline
@@ -39,6 +42,18 @@ docs: $(VENV)/.packages
 
 pictures: $(VENV)/.offline $(VENV)/.dev
 	$(PY) docs/pictures.py
+
+clients: $(VENV)/.offline $(VENV)/.dev $(CLIENTS)/.packages $(NODE)/node_modules/.packages
+	$(PY) -m pytest $(NODE)/run_clients.py
+
+$(CLIENTS)/.packages: requirements/clients.txt
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python3 -m pip install --quiet --disable-pip-version-check -r requirements/clients.txt
+	@touch $@
+
+$(NODE)/node_modules/.packages: $(NODE)/package-lock.json
+	@cd $(NODE) && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 # PyTorch is installed on its own, from the index that fits the machine, so the locks leave it out.
 lock:

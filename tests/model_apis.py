@@ -32,7 +32,8 @@ def response_stream(model: str, text: str, **more) -> Answer:
     whole = response_object(model, text)
     deltas = [("response.output_text.delta", {"delta": f"{word} ", "item_id": "msg_1"}) for word in text.split()]
     start = ("response.created", {"response": whole | {"output": [], "status": "in_progress"}})
-    return Answer(pieces=events(start, *deltas, ("response.completed", {"response": whole})), **more)
+    item = ("response.output_item.done", {"output_index": 0, "item": whole["output"][0]})
+    return Answer(pieces=events(start, *deltas, item, ("response.completed", {"response": whole})), **more)
 
 
 def message_stream(model: str, text: str, **more) -> Answer:
