@@ -46,7 +46,7 @@ from router_data import (
 from router_model import Router, add_router_flags, newest_checkpoint
 
 WAYS = {**CHEAP, **TRAINED}
-MIXTURE = "mixture"
+MIXTURE = learning_curves.MIXTURE
 MIN_JUDGED = 200  # prompts that must be left to judge on
 RESAMPLES = 200
 EMBEDDED_TOKENS = 128
@@ -79,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="rows of what was measured (default: %(default)s)")
     add("--keep", type=Path, default=KEPT, metavar="DIR",
         help="where embeddings and the router's scores are kept (default: %(default)s)")
-    add("--docs", action="store_true", help="write docs/few_outcomes.json, .md and docs/images/few_outcomes.png")
+    add("--docs", action="store_true", help="write docs/few_outcomes.json, its table and its plot")
     # fmt: on
     add_router_flags(parser)
     args = parser.parse_args(argv)
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 3. The curves
     found = learning_curves.summarise(read_results(args.results))
     for name in (known.name for known in sets):
-        print(f"\n{learning_curves.describe(name, found[name])}")
+        print(f"\n{name}\n\n{learning_curves.curves_table(found[name])}")
     if args.docs:
         learning_curves.write(found, ROOT / "docs", args.model_save_dir.resolve().name)
 

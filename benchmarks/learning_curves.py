@@ -1,5 +1,6 @@
 """Rows of few_outcomes.py as curves with intervals, as tables and as a plot."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from finetuning_model.evaluation.metrics import Estimate, as_json, with_interval
 from router_data import InputError, write_json, write_text_atomically
 
 ROUTER = "router"
+MIXTURE = "mixture"
+SECTION = re.compile(r"(?<=<!-- few outcomes -->\n).*?(?=<!-- end of few outcomes -->)", re.DOTALL)
+PLOT = "![APGR by the number of outcomes](images/few_outcomes.png)"
 Curves = dict[str, dict[int, dict]]  # way -> outcomes -> figures
 
 
@@ -56,12 +60,12 @@ def over_draws(draws: Sequence[dict]) -> Estimate:
     return with_interval(float(np.mean([draw["apgr"] for draw in draws])), resampled)
 
 
-def describe(name: str, curves: Curves) -> str:
-    """A set's curves as a table: a row for each number of outcomes, ▲ and ▼ where a way differs from the router."""
+def curves_table(curves: Curves) -> str:
+    """A row for each number of outcomes, a column for each way; ▲ and ▼ where it differs from the router."""
     sizes = sorted({size for curve in curves.values() for size in curve})
     ways = [way for way in NAMES if way in curves]
     rows = [[str(size), *(cell(curves[way].get(size)) for way in ways)] for size in sizes]
-    return f"**{name}**\n\n{table(['outcomes', *(NAMES[way] for way in ways)], rows)}"
+    return table(["outcomes", *(NAMES[way] for way in ways)], rows)
 
 
 def cell(figures: dict | None) -> str:
@@ -75,28 +79,33 @@ def cell(figures: dict | None) -> str:
 
 
 def write(found: dict[str, Curves], folder: Path, router: str) -> None:
-    """The figures, the tables and the plot, in docs/."""
+    """The figures, the tables and the plot, in docs/; the mixture's table in results.md too, between its marks."""
     write_json(folder / "few_outcomes.json", as_json({"router": router, "sets": found}))
-    parts = [INTRODUCTION.format(router=router), *(describe(name, curves) for name, curves in ordered(found))]
+    parts = [INTRODUCTION.format(router=router)]
+    parts += [f"## {name}\n\n{curves_table(curves)}" for name, curves in ordered(found)]
     write_text_atomically(folder / "few_outcomes.md", "\n\n".join(parts) + "\n")
     draw(folder / "images" / "few_outcomes.png", found)
-    print(f"wrote {folder / 'few_outcomes.json'}, few_outcomes.md and images/few_outcomes.png")
+    if MIXTURE in found:
+        results = (folder / "results.md").read_text(encoding="utf-8")
+        section = f"{curves_table(found[MIXTURE])}\n\n{PLOT}\n\n[All kinds](few_outcomes.md).\n"
+        write_text_atomically(folder / "results.md", SECTION.sub(lambda _: section, results))
+    print(f"wrote few_outcomes.json, few_outcomes.md, results.md and images/few_outcomes.png in {folder}")
 
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Few outcomes of your own
 
-Made by `python3 benchmarks/few_outcomes.py --docs`; the router is {router}.
+Made by `python3 benchmarks/few_outcomes.py --docs`; the router is {{router}}.
 
 APGR on the prompts of a set that were not drawn, mean over draws, with 95% intervals over draws and prompts. ▲ and ▼:
 better or worse than the router as it is, on the same draws and resamples.
 
-![APGR by the number of outcomes](images/few_outcomes.png)"""
+{PLOT}"""
 
 
 def ordered(found: dict[str, Curves]) -> list[tuple[str, Curves]]:
     """The mixture first."""
-    return sorted(found.items(), key=lambda item: (item[0] != "mixture", item[0]))
+    return sorted(found.items(), key=lambda item: (item[0] != MIXTURE, item[0]))
 
 
 def draw(path: Path, found: dict[str, Curves]) -> None:
