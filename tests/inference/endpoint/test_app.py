@@ -1,19 +1,14 @@
 """What clients do wrong, many of them at once, and how the endpoint ends."""
 
-import asyncio
 import json
 import logging
-import random
 import socket
 
-import aiohttp
 import httpx
 import openai
 import pytest
 from openai_server import Answer, stream_of
 from routing_endpoint import (
-    EASY_PROMPT,
-    HARD_PROMPT,
     PATIENCE,
     endpoint,
     refused,
@@ -24,7 +19,6 @@ from routing_endpoint import (
     wait_until,
 )
 
-from inference import serve_openai_api
 from inference.endpoint import bodies
 
 
@@ -120,35 +114,6 @@ def test_beyond_the_bound_there_is_a_429(router, upstream):
         assert [text_of_stream(stream) for stream in streams] == ["one two"] * 2
         wait_until(lambda: running.get("/health").json()["in_flight"] == 0)
         assert running.ask(stream=True).status_code == 200
-
-
-def test_a_thousand_streams_at_once_and_none_is_mixed_up(router, upstream):
-    serve_openai_api.allow_open_files(8192)  # here are both ends of every connection
-    upstream.behave = lambda prompt, nth, body: stream_of(f"{body['model']} {prompt} " * 3, hold=True)
-    prompts = [f"{random.Random(i).choice([EASY_PROMPT, HARD_PROMPT])} number {i}" for i in range(1000)]
-
-    async def ask(session, prompt: str) -> tuple[str, str]:
-        body = {"model": "router", "messages": [user(prompt)], "stream": True}
-        async with session.post("/v1/chat/completions", json=body) as response:
-            lines = [line async for line in response.content if line.strip()]
-        assert response.status == 200 and lines.pop() == b"data: [DONE]\n"
-        deltas = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"] for line in lines]
-        return response.headers["x-router-upstream-model"], "".join(d.get("content", "") for d in deltas)
-
-    async def ask_all(address: str) -> list:
-        async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
-            answers = asyncio.gather(*(ask(session, prompt) for prompt in prompts))
-            while upstream.held < len(prompts) and not answers.done():  # all are open before one goes on
-                await asyncio.sleep(0.05)
-            upstream.release()
-            return await answers
-
-    with endpoint(router, upstream, timeout=120) as running:
-        answers = asyncio.run(ask_all(running.address))
-        assert running.metrics()["router_responses_total{200}"] == 1000
-    models = ["large" if score >= 0.5 else "small" for score in router.score(prompts)]
-    expected = [(model, f"{model} {prompt} " * 3) for model, prompt in zip(models, prompts, strict=True)]
-    assert answers == expected and set(models) == {"small", "large"}
 
 
 def test_stopping_lets_the_answers_under_way_end_or_breaks_them_after_the_grace(router, upstream):
