@@ -109,31 +109,36 @@ def ordered(found: dict[str, Curves]) -> list[tuple[str, Curves]]:
 
 
 def draw(path: Path, found: dict[str, Curves]) -> None:
-    """A panel for each set: APGR against the number of outcomes, a line for each way."""
+    """A panel for each set: APGR against the number of outcomes, a line for each way, with its interval."""
     from matplotlib.figure import Figure
 
-    from finetuning_model.evaluation.plots import DPI, INK, OTHERS, RULE
+    from finetuning_model.evaluation.plots import DASHES, DPI, INK, OTHERS, RULE
 
     sets = ordered(found)
     columns = min(3, len(sets))
-    figure = Figure(figsize=(4 * columns, 3.2 * -(-len(sets) // columns) + 0.6), layout="constrained")
-    colors = dict(zip(NAMES, (INK, *OTHERS), strict=False))
+    rows = -(-len(sets) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows + 1), layout="constrained")
+    styles = dict(zip(NAMES, zip((INK, *OTHERS), ("-", *DASHES), strict=False), strict=False))
+    lines = {}
     for number, (name, curves) in enumerate(sets, 1):
-        axes = figure.add_subplot(-(-len(sets) // columns), columns, number)
+        axes = figure.add_subplot(rows, columns, number)
         sizes = sorted({size for curve in curves.values() for size in curve})
-        for way in (way for way in NAMES if way in curves):
-            points = [
-                (sizes.index(size), entry["apgr"]) for size, entry in sorted(curves[way].items()) if entry["draws"]
-            ]
-            at = np.array([place for place, _ in points])
-            low, value, high = (np.array([getattr(e, key) for _, e in points]) for key in ("low", "value", "high"))
-            axes.fill_between(at, low, high, color=colors[way], alpha=0.08, lw=0)
-            axes.plot(at, value, "o-", ms=3, lw=1.6, color=colors[way], label=NAMES[way] if number == 1 else None)
+        for way, (color, dashes) in styles.items():
+            points = [entry for entry in sorted(curves.get(way, {}).items()) if entry[1]["draws"]]
+            at = np.array([sizes.index(size) for size, _ in points])
+            low, value, high = (
+                np.array([getattr(e["apgr"], end) for _, e in points]) for end in ("low", "value", "high")
+            )
+            if len(at):
+                axes.fill_between(at, low, high, color=color, alpha=0.07, lw=0)
+                (lines[way],) = axes.plot(at, value, marker="o", ms=3, lw=1.6, color=color, ls=dashes)
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_xlabel("outcomes to learn from")
         axes.set_title(name, loc="left", fontsize=10.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=RULE, lw=0.7)
-    figure.supxlabel("outcomes to learn from")
     figure.supylabel("APGR on the other prompts")
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    shown = [way for way in NAMES if way in lines]
+    handles, labels = [lines[way] for way in shown], [NAMES[way] for way in shown]
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
