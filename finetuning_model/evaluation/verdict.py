@@ -8,6 +8,7 @@ from finetuning_model.evaluation.baselines import ALWAYS_INFERIOR, PROMPT_LENGTH
 from finetuning_model.evaluation.metrics import Estimate
 
 NEARLY_ALL = 0.995  # a share of prompts from which on there is nothing left to decide
+MOSTLY_TRAINED_ON = 0.5  # share of near duplicates of training rows; traffic that repeats itself has some
 MAX_OUTCOMES = 100_000  # more than anybody collects to settle one question
 ASK_FOR_OUTCOMES = "python3 create_dataset/label_outcomes.py --dataset my_prompts.jsonl --limit 200 --dry_run"
 
@@ -21,8 +22,8 @@ def judge_verdict(evaluation: dict, outcome_files: Sequence[str], model_save_dir
         model_save_dir: the checkpoint's folder, for the next command.
 
     Returns:
-        The fields of `router_model.Verdict`, and `next`, a command. Without outcomes `pays` is None, and what was not
-        measured is missing.
+        The fields of `router_model.Verdict`, and `next`, a command. Without outcomes, or where most of them were
+        trained on, `pays` is None, and what was not measured is missing.
     """
     judged = [report for report in evaluation["sets"] if "at_threshold" in report]
     if not judged:
@@ -32,6 +33,13 @@ def judge_verdict(evaluation: dict, outcome_files: Sequence[str], model_save_dir
         ]
         return {"pays": None, "sentences": sentences, "next": ASK_FOR_OUTCOMES}
     report = evaluation["pooled"] or judged[0]
+    if (known := report.get("near_duplicates", 0)) >= MOSTLY_TRAINED_ON * report["rows"]:
+        sentences = [
+            f"What routing saves on new prompts is not measured: {known:,} of the {report['rows']:,} outcomes are near "
+            "duplicates of rows that the router was trained on.",
+            "Judge again on outcomes that were not among them.",
+        ]
+        return {"pays": None, "sentences": sentences, "next": ASK_FOR_OUTCOMES}
     found = report["at_threshold"]
     pays, conclusion, choose_next = conclude(found, report["rows"], judged)
     choose = ["python3", "finetuning_model/choose_threshold.py", "--model_save_dir", str(model_save_dir), "--prompts"]

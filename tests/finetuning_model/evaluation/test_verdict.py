@@ -53,6 +53,13 @@ def test_a_router_that_pays_says_what_it_saves_for_what_quality_and_beside_what(
     assert Verdict(**found).quality_low == pytest.approx(0.94)
 
 
+def test_nothing_is_claimed_of_outcomes_that_were_trained_on():
+    assert verdict(report() | {"near_duplicates": 249})["pays"] is True
+    found = verdict(report() | {"near_duplicates": 250})
+    assert found["pays"] is None and "250 of the 500 outcomes are near duplicates" in found["sentences"][0]
+    assert "not among them" in found["sentences"][1] and "label_outcomes.py" in found["next"]
+
+
 def test_without_prices_it_says_how_many_calls_are_saved():
     assert "60% of the calls to it are saved" in verdict(report())["sentences"][0]
 
