@@ -1,8 +1,8 @@
 """Which prompts of a log are worth an outcome: `--choose N`.
 
 Prompts are drawn evenly over the scores of the router: sorted by `router_score` and cut into N groups of one size, of
-each of which one is drawn. Choosing unlike prompts, or those nearest the threshold, was tried and taught less than a
-random draw (docs/lab_notes.md). Where no row has a score, the draw is random.
+each of which one is drawn. That teaches as much as a random draw, no more; so did unlike prompts, and those nearest the
+threshold taught some learners more and others less (docs/lab_notes.md). Where no row has a score, the draw is random.
 
 Prompts whose row has both models' answers already are left out: `label_outcomes.py --answers` grades them without
 asking again, and they judge what the others teach.
