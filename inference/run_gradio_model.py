@@ -133,6 +133,7 @@ def launch(
     blocks = build(services)
     theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONT)
     theme.set(slider_color="var(--inferior)")
+    theme.set(body_text_color_subdued="*neutral_500", input_placeholder_color="*neutral_500")  # 4.5:1 on white
     for name, teal in (("fill", TIER_COLORS[INFERIOR]), ("fill_hover", "#115e59")):  # dark enough for white letters
         theme.set(**{f"button_primary_background_{name}{mode}": teal for mode in ("", "_dark")})
     try:

@@ -24,11 +24,14 @@ from router_data import (
     read_rows,
     write_rows,
 )
-from router_model import Decision, Router, TradeoffTable
+from router_model import Decision, Router, TradeoffTable, Verdict
 
 EXPLAIN_HINT = "The decision follows as you type. Ctrl+Enter, or the button, explains it."
 CURVE_POINTS = 60
 MAX_FOLLOW_UP_WORDS = 8
+GUARANTEE = re.compile(
+    r"_with_[\d.]+_percent_confidence$"
+)  # ends the names that choose_threshold.py --confidence saves
 # How people begin a message that means nothing without the one before it
 FOLLOW_UP = re.compile(
     r"((and|but|or|so|also)\b|(why|why not|how so|continue|go on|more|again|shorter|longer|simpler|another one)\W*$"
@@ -56,17 +59,17 @@ class Page:
             router, labelled_prompts(router.model_save_dir) if router.model_save_dir else {}
         )
         self.tradeoff = TradeoffTable.load(router.model_save_dir) if router.model_save_dir else None
+        self.verdict = Verdict.load(router.model_save_dir) if router.model_save_dir else None
         self._writing = threading.Lock()
 
     def presets(self) -> dict[str, float]:
         """What the checkpoint's thresholds are called, and their values; the one the page starts with comes first."""
         named = {"as started": self.threshold, **self.router.settings.thresholds}
-        named = {name.replace("_percent", "%").replace("_", " "): value for name, value in named.items()}
-        return {f"{name} ({value:.1%})": value for name, value in named.items()}
+        return {f"{in_words(name)} ({value:.1%})": value for name, value in named.items()}
 
     def preset_of(self, threshold: float) -> str | None:
         """The preset that this threshold is; None for one of the user's own."""
-        return next((name for name, value in self.presets().items() if abs(value - threshold) < 0.0005), None)
+        return next((name for name, value in self.presets().items() if is_same(value, threshold)), None)
 
     def decide(self, prompt: str) -> Decision | None:
         """The decision at the page's own threshold; None for a blank prompt."""
@@ -162,7 +165,29 @@ class Page:
         return html_parts.neighbours_html(self.labelled.nearest(prompt))
 
     def figures(self, threshold: float, prices: Prices) -> str:
-        """What the threshold means: share, quality and cost as measured when the checkpoint was made."""
+        """What the threshold means: share, quality and cost as measured, what is guaranteed, and whether it pays."""
+        return self._measured(threshold, prices) + self._guarantee(threshold) + self._verdict(threshold)
+
+    def _guarantee(self, threshold: float) -> str:
+        """What choose_threshold.py --confidence guaranteed, and whether it holds at this threshold."""
+        made = {name: value for name, value in self.router.settings.thresholds.items() if GUARANTEE.search(name)}
+        holding = [name for name, value in made.items() if is_same(value, threshold)]
+        lines = [f"{in_words(name)}, on new prompts like those it was chosen on." for name in holding]
+        if made and not holding:
+            name, value = list(made.items())[-1]
+            lines = [f"None at this threshold; {in_words(name)} is guaranteed at {value:.1%}."]
+        return html_parts.list_html("Guarantee", [line[0].upper() + line[1:] for line in lines])
+
+    def _verdict(self, threshold: float) -> str:
+        """Whether routing pays, as evaluate_router.py found it on outcomes."""
+        if self.verdict is None:
+            return ""
+        sentences = [*self.verdict.sentences, f"Judged on {self.verdict.measured_on}."]
+        if not is_same(self.verdict.threshold, threshold):
+            sentences.append(f"It was judged at the threshold {self.verdict.threshold:.1%}, not at this one.")
+        return html_parts.list_html("Does routing pay?", sentences)
+
+    def _measured(self, threshold: float, prices: Prices) -> str:
         alone = prices.per_thousand(1)
         if self.tradeoff is None:
             between = f"between {dollars(prices.per_thousand(0))} and {dollars(alone)} for 1,000 prompts"
@@ -229,3 +254,13 @@ class Page:
                 appender.append(row)
                 appender.close()
         return f"Noted as {TIER_NAMES[label]}: row {len(others) + 1:,} of {self.feedback_file}, which training reads."
+
+
+def in_words(name: str) -> str:
+    """The name of a threshold in router.json, as people read it."""
+    return name.replace("_percent", "%").replace("_", " ")
+
+
+def is_same(one: float, other: float) -> bool:
+    """Whether two thresholds are one, as precisely as the slider sets them."""
+    return abs(one - other) < 0.0005

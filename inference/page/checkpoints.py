@@ -15,7 +15,6 @@ from router_model import (
     METRICS_FILE,
     RUN_FILE,
     Router,
-    Verdict,
     is_rehearsal,
     read_config,
 )
@@ -94,9 +93,6 @@ def about(page: Page) -> str:
         ("Runs on", "ONNX Runtime" if page.router.backend == "onnx" else "PyTorch"),
     ]
     parts = [html_parts.table_html("What this is", facts), _figures(page)]
-    verdict = Verdict.load(page.router.model_save_dir) if page.router.model_save_dir else None
-    if verdict:
-        parts.append(html_parts.list_html("Does routing pay?", verdict.sentences))
     parts.append(html_parts.list_html("Where it is weak", weak_spots(page, run)))
     return "".join(parts)
 
@@ -133,8 +129,20 @@ def card_text(page: Page) -> str:
     text = _read_text(page, CARD_FILE)
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(
+        r"^## Thresholds\n.*?(?=^## |\Z)", lambda old: _thresholds(page), text, flags=re.DOTALL | re.MULTILINE
+    )
     text = re.sub(r"^\|\s*\|(?=.*\n\|[\s:|-]+\n)", "| name |", text, flags=re.MULTILINE)  # a header that can be read
     return re.sub(r"<[^>]*>", "", text).strip() or "This checkpoint has no model card."
+
+
+def _thresholds(page: Page) -> str:
+    """The card's section on thresholds as router.json has them now: `choose_threshold.py --save` writes only there."""
+    settings = page.router.settings
+    rows = "".join(f"| `{name}` | {value:.3f} |\n" for name, value in settings.thresholds.items())
+    return (
+        f"## Thresholds\n\nThe default is {settings.threshold:g}.\n\n| target | threshold |\n| --- | ---: |\n{rows}\n"
+    )
 
 
 def plots(page: Page) -> str:

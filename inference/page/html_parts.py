@@ -109,7 +109,7 @@ def kept_card(prompt: str, decision: Decision) -> str:
     """The prompt that was kept for comparison, with its probabilities."""
     superior, name = decision.router_score, TIER_NAMES[decision.router_label]
     return (
-        f'<section class="card kept {name}"><h3 class="title">Kept for comparison</h3>'
+        f'<section class="card kept {name}"><h2 class="title">Kept for comparison</h2>'
         f'<p class="quoted" dir="auto">{safe(shortened(prompt))}</p>'
         f'<p class="probabilities"><span class="inferior">Inferior <b>{safe(percent(1 - superior))}</b></span>'
         f'<span class="superior">Superior <b>{safe(percent(superior))}</b></span></p>'

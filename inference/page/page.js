@@ -90,7 +90,7 @@ window.routerPage = (() => {
 
   function restore() {
     dress();
-    return [read(DRAFT, ""), asTable()];
+    return [box()?.value || read(DRAFT, ""), asTable()];  // who types before the page is complete is not interrupted
   }
   function enable(text, count) {
     keep(DRAFT, text.length > MAX_KEPT ? "" : text);
@@ -123,6 +123,10 @@ window.routerPage = (() => {
   function dress() {
     for (const area of document.querySelectorAll("#prompt textarea, #both textarea")) direct(area, area.value);
     for (const list of document.querySelectorAll("#words .textfield")) list.dir = "auto";
+    for (const header of document.querySelectorAll(".toast-header[role]")) {  // a button around the button that closes it
+      header.removeAttribute("role");
+      header.removeAttribute("tabindex");
+    }
   }
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === box()) {

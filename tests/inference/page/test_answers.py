@@ -2,6 +2,7 @@
 
 import html
 import json
+import shutil
 import warnings
 
 import pytest
@@ -111,6 +112,32 @@ def test_the_threshold_is_shown_as_share_quality_and_money(page):
     assert "Measured on 10 validation prompts, quality expected from the soft labels." in shown
     assert set(page.curve(0.5)["line"]) == {"this router", "at random", "threshold"}
     assert page.curve(0.5).query("line == 'threshold'")["share"].tolist() == [0.5, 0.5]
+
+
+def test_the_guarantee_and_the_verdict_stand_beside_the_threshold(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    settings = json.loads((folder / "router.json").read_text())
+    settings["thresholds"]["at_least_95_percent_quality_with_90_percent_confidence"] = 0.3
+    (folder / "router.json").write_text(json.dumps(settings))
+    verdict = {
+        "pays": True, "sentences": ["At the threshold 0.5 <b>half</b> is saved.", "Routing pays."], "rows": 40,
+        "measured_on": "shop: 40 prompts", "threshold": 0.5, "superior_share": 0.5, "quality": 0.9,
+        "quality_low": 0.8, "quality_high": 0.95, "evaluated_at": "2026-01-02T00:00:00+00:00",
+    }  # fmt: skip
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    page = Page(Router.load(folder))
+    assert "<b>half" not in page.figures(0.5, PRICES)
+    judged, guaranteed = (html.unescape(page.figures(threshold, PRICES)) for threshold in (0.5, 0.3))
+    for text in ("<b>half</b> is saved.", "Routing pays.", "Judged on shop: 40 prompts."):
+        assert text in judged and text in guaranteed
+    assert "judged at the threshold 50.0%, not at this one" in guaranteed and "not at this one" not in judged
+    promise = "t least 95% quality with 90% confidence"
+    assert f"A{promise}, on new prompts like those" in guaranteed
+    assert f"None at this threshold; a{promise} is guaranteed at 30.0%." in judged
+
+
+def test_without_guarantee_and_verdict_nothing_is_said_of_them(page):
+    assert "Guarantee" not in page.figures(0.5, PRICES) and "pay?" not in page.figures(0.5, PRICES)
 
 
 def test_a_dearer_inferior_model_costs_more(page):

@@ -8,7 +8,7 @@ import pytest
 
 from inference.page.answers import Page
 from inference.page.checkpoints import MAX_LOADED, Checkpoints, about, card_text, plots
-from router_model import VERDICT_FILE, Router
+from router_model import Router
 
 
 @pytest.fixture
@@ -44,18 +44,7 @@ def test_a_checkpoint_says_what_it_is_and_where_it_is_weak(page):
         "On 40 test prompts",
     ):
         assert part in shown
-    assert "Where it is weak" in shown and "follow-up" in shown and "Does routing pay?" not in shown
-
-
-def test_a_verdict_is_shown_where_there_is_one(checkpoint, tmp_path):
-    folder = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
-    verdict = {
-        "pays": True, "sentences": ["Saves <half>.", "Route."], "measured_on": "x", "rows": 1, "threshold": 0.5,
-        "superior_share": 0.5, "quality": 0.9, "quality_low": 0.8, "quality_high": 1.0, "evaluated_at": "now",
-    }  # fmt: skip
-    (folder / VERDICT_FILE).write_text(json.dumps(verdict))
-    shown = about(Page(Router.load(folder)))
-    assert "Does routing pay?" in shown and "Saves &lt;half&gt;." in shown
+    assert "Where it is weak" in shown and "follow-up" in shown
 
 
 def test_a_bare_or_broken_checkpoint_says_what_it_can(checkpoint, tmp_path):
@@ -69,6 +58,17 @@ def test_a_bare_or_broken_checkpoint_says_what_it_can(checkpoint, tmp_path):
 
 def test_the_card_asks_nothing_of_other_hosts(page):
     assert card_text(page) == "# A card"
+
+
+def test_the_card_lists_the_thresholds_as_they_are_now(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    card = "# A card\n\n## Thresholds\n\nThe default is 0.5.\n\n| old | 0.1 |\n\n## Limits\n\nSome.\n"
+    (folder / "README.md").write_text(card)
+    settings = json.loads((folder / "router.json").read_text()) | {"threshold": 0.25, "thresholds": {"chosen": 0.25}}
+    (folder / "router.json").write_text(json.dumps(settings))
+    shown = card_text(Page(Router.load(folder)))
+    assert "The default is 0.25." in shown and "| `chosen` | 0.250 |" in shown and "| old |" not in shown
+    assert shown.startswith("# A card") and shown.endswith("## Limits\n\nSome.")
 
 
 def test_plots_come_from_the_folder_only(checkpoint, tmp_path):
