@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,14 +108,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = [known for known in sets if not args.sets or known.name in args.sets]
 
     # 2. What is missing
-    args.results.parent.mkdir(parents=True, exist_ok=True)
     done = {tuple(row[name] for name in ROW_FIELDS) for row in read_results(args.results)}
     todo = [(known, run) for known in sets for run in runs(known, args) if (known.name, *run) not in done]
-    appender, progress = RowAppender(args.results, ROW_FIELDS), Progress("learning", len(todo))
-    for known, (way, size, draw) in todo:
-        row = {"set": known.name, "way": way, "outcomes": size, "draw": draw}
-        appender.append(row | measure(known, way, size, draw, args))
-        progress.add(note=f"{known.name}, {way}, {size} outcomes")
+    progress = Progress("learning", len(todo))
+    with closing(RowAppender(args.results, ROW_FIELDS)) as results:
+        for known, (way, size, draw) in todo:
+            row = {"set": known.name, "way": way, "outcomes": size, "draw": draw}
+            results.append(row | measure(known, way, size, draw, args))
+            progress.add(note=f"{known.name}, {way}, {size} outcomes")
     progress.close()
 
     # 3. The curves
