@@ -125,9 +125,13 @@ def _rows_of(path: Path, say: Report) -> Iterator[dict | InputError]:
     except UnicodeError as error:  # UTF-16 or UTF-32 that is cut off, or none
         raise InputError(f"{path} is not whole text ({error.__class__.__name__}); save it again as UTF-8") from error
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {path}: {error.strerror or _one_line(error)}") from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory; split it, or save it as JSONL") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _open_binary(path: Path) -> BinaryIO:
@@ -291,7 +295,7 @@ def _delimiter_of(sample: list[str]) -> str:
     """The delimiter by which the most lines of the sample have as many cells as the header; "\\x1f" for one column."""
     best, most = "\x1f", 0
     for delimiter in DELIMITERS:
-        width, *others = (len(cells) for cells in csv.reader(sample, delimiter=delimiter) if cells)
+        width, *others = [len(cells) for cells in csv.reader(sample, delimiter=delimiter) if cells] or [0]
         regular = sum(cells == width for cells in others) + 1
         if width > 1 and regular > most:
             best, most = delimiter, regular
@@ -356,8 +360,12 @@ def _read_arrow(path: Path, say: Report) -> Iterator[dict | InputError]:
                 batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256)
             for batch in batches:
                 yield from map(_as_json, batch.to_pylist())
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path} is not a whole {_suffix(path)} file ({error}); download it again") from error
+    except pyarrow.ArrowException as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise InputError(
+            f"{path} is not a whole {_suffix(path)} file ({_one_line(error)}); download it again"
+        ) from error
 
 
 # What `read_records` reads, by the name's ending; each may be packed as .gz

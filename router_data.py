@@ -381,6 +381,22 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it holds no object, or one nested too deeply to be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write a value as indented JSON; a reader never sees half of it."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=float)
@@ -600,7 +616,7 @@ def batches_with_progress(items: Sequence[Item], size: int, what: str) -> Iterat
 
 
 def load_settings(path: Path) -> None:
-    """Put what a `.env` file sets into the environment, where it is not set yet.
+    """Put what a `.env` file sets into the environment, where it is not set yet; warn where others can read its keys.
 
     Raises:
         InputError: the file can't be read, or is not UTF-8.
@@ -608,7 +624,9 @@ def load_settings(path: Path) -> None:
     from dotenv import load_dotenv
 
     try:
-        load_dotenv(path, encoding="utf-8-sig")
+        found = load_dotenv(path, encoding="utf-8-sig")
+        if found and os.name == "posix" and path.stat().st_mode & 0o077:
+            warnings.warn(f"other users of this machine can read the keys in {path}: chmod 600 {path}", stacklevel=2)
     except ValueError as error:  # also the zero bytes of UTF-16
         raise InputError(f"{path} is not UTF-8: some editors save another encoding; save it as UTF-8") from error
     except OSError as error:

@@ -10,7 +10,6 @@ Neither gradio nor openai is imported here; torch and transformers only where th
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import threading
@@ -28,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from request_text import is_application_turn, request_text
-from router_data import LABELS, InputError, label_of, write_text_atomically
+from router_data import LABELS, InputError, label_of, read_json_object, write_text_atomically
 
 if TYPE_CHECKING:
     import tokenizers
@@ -131,7 +130,8 @@ class RouterSettings(BaseModel):
                 f"{folder.name} has no {SETTINGS_FILE}: taking label 1 as {LABELS[1]}, temperature 1, threshold 0.5",
                 stacklevel=3,
             )
-            return cls(max_length=min(512, config.get("max_position_embeddings", 512)))
+            positions = config.get("max_position_embeddings")
+            return cls(max_length=min(512, positions) if isinstance(positions, int) and positions >= 8 else 512)
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -257,8 +257,8 @@ def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
 def is_rehearsal(folder: Path) -> bool:
     """Whether a checkpoint's run.json says that it was trained on few rows or steps, to try the program."""
     try:
-        return bool(json.loads((folder / RUN_FILE).read_bytes()).get("rehearsal"))
-    except (OSError, ValueError, AttributeError):
+        return bool(read_json_object(folder / RUN_FILE).get("rehearsal"))
+    except (OSError, ValueError):
         return False
 
 
@@ -607,15 +607,18 @@ def read_config(folder: Path) -> dict:
             "or name another with --model_save_dir"
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(folder / "config.json")
     except FileNotFoundError:
         raise InputError(
             f"{folder} is not a checkpoint: it has no config.json; name one with --model_save_dir"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{folder / 'config.json'} is not JSON ({error}); copy the checkpoint again") from error
-    names = config.get("id2label") or {str(i): OLD_LABELS[i] for i in range(config.get("num_labels", 2))}
-    names = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+    try:
+        labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(min(config.get("num_labels", 2), 99))}
+        names = tuple(str(name) for _, name in sorted(labels.items(), key=lambda item: int(item[0])))
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f"{folder / 'config.json'} does not name its labels; copy the checkpoint again") from None
     if len(names) != 2:
         raise InputError(
             f"{folder} has {len(names)} labels ({', '.join(names)}); a router has two, {' and '.join(LABELS)}"
@@ -638,7 +641,10 @@ def load_tokenizer(folder: Path, hf_model_name: str | None = None) -> "tokenizer
     from tokenizers import Tokenizer
 
     if (folder / "tokenizer.json").exists():
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers has no error of its own
+            raise InputError(f"{folder / 'tokenizer.json'}: {error}; copy the checkpoint again") from error
     from transformers import AutoTokenizer
 
     own = any((folder / name).exists() for name in ("tokenizer_config.json", "vocab.txt"))
@@ -843,9 +849,14 @@ def _load_torch_model(folder: Path) -> Any:
         raise InputError(
             f"{folder} has no model.safetensors; save it again with save_pretrained(safe_serialization=True)"
         )
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # of a torn file, an unknown kind, code of its own: each library raises its own
+        text = " ".join(str(error).split())
+        reason = "it needs code of its own, which is never run" if "custom code" in text else text
+        raise InputError(f"the model in {folder} can't be loaded ({reason})") from error
     if report["missing_keys"]:
         raise InputError(f"{folder} lacks the weights {sorted(report['missing_keys'])}: it was never fine-tuned")
     return model

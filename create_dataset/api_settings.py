@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 import unicodedata
+import warnings
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -119,6 +120,10 @@ def make_client(timeout: float, max_retries: int, is_async: bool) -> Any:
     import openai
 
     address, key = base_address(), api_key()
+    if urlsplit(address).scheme == "http" and not is_this_machine(address):
+        warnings.warn(
+            "OPENAI_BASE_URL is http on another machine: the key and the prompts go there in clear", stacklevel=2
+        )
     client_type: Any = openai.AsyncOpenAI if is_async else openai.OpenAI
     http_type: Any = openai.DefaultAsyncHttpxClient if is_async else openai.DefaultHttpxClient
     seconds = openai.Timeout(timeout, connect=min(timeout, 10.0))

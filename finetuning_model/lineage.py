@@ -4,14 +4,13 @@ A checkpoint that went on from another one says so in its run.json (`recipe.cont
 chain of folders.
 """
 
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_files import read_records
-from router_data import normalise_prompt
+from router_data import normalise_prompt, read_json_object
 from router_model import PREDICTIONS_FILE, RUN_FILE, SETTINGS_FILE, VALIDATION_FILE, RouterSettings
 
 
@@ -52,10 +51,9 @@ def parent_router(hf_model_name: str) -> ParentRouter | None:
 def read_run(folder: Path) -> dict:
     """A checkpoint's run.json; empty where it has none that can be read."""
     try:
-        run = json.loads((folder / RUN_FILE).read_bytes())
+        return read_json_object(folder / RUN_FILE)
     except (OSError, ValueError):
         return {}
-    return run if isinstance(run, dict) else {}
 
 
 def history(folder: Path) -> Iterator[tuple[Path, dict]]:

@@ -337,6 +337,14 @@ def test_the_settings_are_those_of_the_projects_own_env_and_the_environment_wins
     assert run(lambda: print(os.environ["A_OF_ENV"], os.environ["B_OF_ENV"]))[1] == "file shell\n"
 
 
+def test_an_env_that_others_can_read_is_warned_of(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("A_NAME", "shell")  # so that nothing is set
+    (tmp_path / ".env").write_text("A_NAME=value\n")
+    assert f"can read the keys in {tmp_path / '.env'}: chmod 600" in run(lambda: None)[2]
+    (tmp_path / ".env").chmod(0o600)
+    assert run(lambda: None) == (0, "", "")
+
+
 def test_an_env_of_another_encoding_is_named(run, tmp_path):
     (tmp_path / ".env").write_text("KEY=value\n", encoding="utf-16")
     status, _, said = run(lambda: None)

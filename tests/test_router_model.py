@@ -260,7 +260,7 @@ def test_code_and_pickles_of_a_checkpoint_never_run(tiny_checkpoint, tmp_path, m
     (tiny_checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
     consent = io.StringIO("y\ny\ny\n")
     monkeypatch.setattr(sys, "stdin", consent)  # where prompts are piped in
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(InputError, match="needs code of its own, which is never run"):
         Router.load(tiny_checkpoint)
     assert not mark.exists() and consent.tell() == 0
 
@@ -268,6 +268,14 @@ def test_code_and_pickles_of_a_checkpoint_never_run(tiny_checkpoint, tmp_path, m
     (tiny_checkpoint / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(InputError, match="no model.safetensors"):
         Router.load(tiny_checkpoint)
+
+
+def test_torn_weights_and_a_torn_tokenizer_are_one_line(tiny_checkpoint):
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tiny_checkpoint / name).write_bytes((tiny_checkpoint / name).read_bytes()[:2000])
+        with pytest.raises(InputError, match=str(tiny_checkpoint)) as caught:
+            Router.load(tiny_checkpoint)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_newest_finished_checkpoint_is_found_and_no_rehearsal(tmp_path):

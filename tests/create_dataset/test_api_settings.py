@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 from conftest import ROOT
@@ -147,9 +148,26 @@ def test_an_endpoint_behind_a_proxy_that_is_away_names_both(monkeypatch, capsys)
     write_prompts(1)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://provider.invalid/v1")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert label() == 1
+    with pytest.warns(UserWarning, match="in clear"):
+        assert label() == 1
     said = capsys.readouterr().err
     assert "http://provider.invalid/v1 through the proxy of HTTP_PROXY" in said and "check OPENAI_BASE_URL" in said
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        ("http://203.0.113.7/v1", True), ("http://models.example.com/v1", True), ("https://api.openai.com/v1", False),
+        ("http://127.0.0.1:8000/v1", False), ("http://localhost/v1", False), ("http://[::1]:8000/v1", False),
+    ],
+)  # fmt: skip
+def test_a_key_that_goes_to_another_machine_in_clear_is_warned_of(monkeypatch, address, warned):
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-the-secret-key")
+    with warnings.catch_warnings(record=True, action="always") as said:
+        api_settings.make_client(timeout=1, max_retries=0, is_async=False)
+    about_it = [str(warning.message) for warning in said if "in clear" in str(warning.message)]
+    assert bool(about_it) == warned and "sk-the-secret-key" not in "".join(about_it)
 
 
 @pytest.mark.slow
