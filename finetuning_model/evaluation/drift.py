@@ -24,10 +24,12 @@ class LoggedScores(NamedTuple):
     Attributes:
         scores: of the requests that it scored, shape (n,).
         left_out: other rows, by why they say nothing here.
+        has_prompts: whether the prompts stand there too, so that a threshold can be chosen on them.
     """
 
     scores: np.ndarray
     left_out: dict[str, int]
+    has_prompts: bool = True
 
 
 def read_log(files: Sequence[str], checkpoint: str) -> LoggedScores:
@@ -38,6 +40,7 @@ def read_log(files: Sequence[str], checkpoint: str) -> LoggedScores:
     """
     scores: list[float] = []
     left_out: Counter[str] = Counter()
+    has_prompts = False
     for record in read_records(files):
         score, router = record.fields.get("router_score"), record.fields.get("router")
         if not isinstance(score, int | float):
@@ -48,10 +51,11 @@ def read_log(files: Sequence[str], checkpoint: str) -> LoggedScores:
             left_out["scored at an earlier turn"] += 1
         else:
             scores.append(float(score))
+            has_prompts = has_prompts or bool(record.fields.get("prompt"))
     if not scores:
         found = f" ({_listed(left_out)})" if left_out else ""
         raise InputError(f"{' '.join(map(str, files))} holds no score of {checkpoint}{found}; name its checkpoint")
-    return LoggedScores(np.array(scores), dict(left_out))
+    return LoggedScores(np.array(scores), dict(left_out), has_prompts)
 
 
 def validation_scores(model_save_dir: Path) -> np.ndarray:
@@ -63,7 +67,7 @@ def validation_scores(model_save_dir: Path) -> np.ndarray:
     path = model_save_dir / VALIDATION_FILE
     if not path.exists():
         raise InputError(f"{path} is missing, so there is nothing to compare the log with; fine-tune again")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     return np.array([row.get("router_score", row.get("superior_probability")) for row in rows], dtype=float)
 
 
@@ -90,6 +94,7 @@ def judge_drift(logged: LoggedScores, validation: np.ndarray, threshold: float) 
     found = {
         "rows": rows,
         "left_out": logged.left_out,
+        "has_prompts": logged.has_prompts,
         "validation_rows": len(validation),
         "threshold": threshold,
         "superior_share": sent(logged.scores),
@@ -106,8 +111,8 @@ def describe(found: dict) -> list[str]:
     left_out = f" (left out: {_listed(found['left_out'])})" if found["left_out"] else ""
     share, before = (found[name].show(percent=True) for name in ("superior_share", "validation_superior_share"))
     sentences = [
-        f"At the threshold {found['threshold']:g} the router sent {share} of {found['rows']:,} requests of the log to "
-        f"the superior model{left_out}, and would send {before} of the {found['validation_rows']:,} validation rows.",
+        f"At the threshold {found['threshold']:g} the router sends {share} of {found['rows']:,} requests of the log to "
+        f"the superior model{left_out}, and {before} of the {found['validation_rows']:,} validation rows.",
     ]
     distance = f"the two distributions of scores are {found['distance']:.2f} apart (p = {found['p_value']:.2g})"
     if found["drifted"] is None:
@@ -120,9 +125,11 @@ def describe(found: dict) -> list[str]:
 
 
 def next_command(found: dict, files: Sequence[str], model_save_dir: Path) -> str:
-    """What to do after `judge_drift`: a threshold that sends as much of the log as was meant to be sent."""
+    """What to do after `judge_drift`: choose a threshold that sends as much of the log as was meant to be sent."""
     if not found["drifted"]:
         return shlex.join(["python3", "finetuning_model/evaluate_router.py", "--outcomes", "my_outcomes.jsonl"])
+    if not found["has_prompts"]:
+        return "python3 inference/serve_openai_api.py --decision_log decisions.jsonl --log_prompts"
     share = f"{max(1, 100 * found['validation_superior_share'].value):.0f}"
     command = ["python3", "finetuning_model/choose_threshold.py", "--model_save_dir", str(model_save_dir), "--prompts"]
     return shlex.join([*command, *map(str, files), "--at_most_superior", share, "--save"])

@@ -250,7 +250,7 @@ def test_what_cannot_be_had_is_said_in_one_line_and_a_rehearsal_leaves_no_verdic
 
 
 def test_a_log_alone_is_compared_with_the_validation_part_and_nothing_else_is_judged(checkpoint, tmp_path, capsys):
-    row = {"time": "2026-11-29T00:00:00", "threshold": 0.5, "router": checkpoint.name}
+    row = {"time": "2026-11-29T00:00:00", "threshold": 0.5, "router": checkpoint.name, "prompt": "a"}
     write_rows(tmp_path / "decisions.jsonl", [{**row, "router_score": 0.9 + i / 2000} for i in range(150)])
     run("--model_save_dir", checkpoint, "--log", tmp_path / "decisions.jsonl")
     found = json.loads((checkpoint / "evaluation" / "drift.json").read_text())

@@ -30,6 +30,8 @@ def test_other_traffic_is_found_and_its_share_is_said():
     command = shlex.split(drift.next_command(found, ["decisions.jsonl"], "models/x-save"))
     assert command[1] == "finetuning_model/choose_threshold.py"
     wanted = choose_threshold.parse_args(command[2:])
+    logged_without = drift.next_command(found | {"has_prompts": False}, ["decisions.jsonl"], "models/x-save")
+    assert logged_without.endswith("--log_prompts")
     assert wanted.at_most_superior == round(100 * found["validation_superior_share"].value)
 
 
@@ -52,7 +54,9 @@ def test_only_what_the_checkpoint_scored_counts_and_each_conversation_once(tmp_p
     rows += [row | {"router_score": 0.9, "router": "earlier"}, row | {"router_score": 0.2, "remembered": True}]
     write_rows(log, rows)
     found = read_log([str(log)], "mine")
-    assert found.scores.tolist() == [0.1, 0.2]
+    assert found.scores.tolist() == [0.1, 0.2] and not found.has_prompts
+    write_rows(tmp_path / "more.jsonl", [row | {"router_score": 0.1, "prompt": "a"}])
+    assert read_log([str(tmp_path / "more.jsonl")], "mine").has_prompts
     assert found.left_out == {"not scored": 1, "scored by earlier": 1, "scored at an earlier turn": 1}
     with pytest.raises(InputError, match="no score of other .*3 scored by mine"):
         read_log([str(log)], "other")
