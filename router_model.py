@@ -345,9 +345,14 @@ class PromptEncoder:
         return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if len(texts) == 1:  # the tokenizer's threads take longer to wake than one text takes
-            return [self.tokenizer.encode(texts[0]).ids] if texts[0] else [self._empty]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        try:
+            if len(texts) == 1:  # the tokenizer's threads take longer to wake than one text takes
+                return [self.tokenizer.encode(texts[0]).ids] if texts[0] else [self._empty]
+            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        except BaseException as error:  # a panic, for example over a regular expression without end, is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InputError(f"the checkpoint's tokenizer can't read a prompt: {error}") from None
 
     def _join_turns(self, pair: tuple[str, str], earlier: list[int], last: list[int]) -> Encoded:
         before = earlier[self._prefix : len(earlier) - self._suffix]

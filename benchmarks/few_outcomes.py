@@ -198,7 +198,11 @@ def measure(known: KnownPrompts, way: str, size: int, draw: int, args: argparse.
 
 def read_results(path: Path) -> list[dict]:
     """The rows that were measured; none where there is no file yet."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if path.exists()
+        else []
+    )
 
 
 if __name__ == "__main__":

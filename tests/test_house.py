@@ -75,6 +75,15 @@ def test_loading_never_runs_code_of_a_checkpoint(path):
             assert isinstance(node.value, ast.Constant) and node.value.value is False
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_rows_of_json_are_split_at_newlines_only(path):
+    """`splitlines` also splits at U+2028 and its like, which JSON holds as they are: one prompt would end the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ListComp | ast.GeneratorExp | ast.For):
+            names = {getattr(part, "attr", "") for part in ast.walk(node)}
+            assert not {"splitlines", "loads"} <= names, f"line {node.lineno}: split at newlines"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_library_with_users_in_one_room_only_lives_in_that_room(stage):
     files = {module_of(path): path for path in sorted((ROOT / stage).rglob("*.py"))}

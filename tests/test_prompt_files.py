@@ -240,6 +240,19 @@ def test_a_bomb_is_refused_in_one_line(tmp_path):
         list(read_records([tmp_path / "a.jsonl.gz"]))
 
 
+def test_a_table_that_does_not_fit_into_memory_is_one_line(tmp_path, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    def open_table(file):
+        raise pyarrow.ArrowMemoryError("malloc of size 6442450944 failed")
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", open_table)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="does not fit into memory"):
+        list(read_records([tmp_path / "a.parquet"]))
+
+
 # The prompt of a row
 
 

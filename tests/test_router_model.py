@@ -278,6 +278,17 @@ def test_torn_weights_and_a_torn_tokenizer_are_one_line(tiny_checkpoint):
         assert "\n" not in str(caught.value)
 
 
+def test_a_panic_of_the_tokenizer_is_an_error_like_others():
+    from tokenizers import Regex, pre_tokenizers
+
+    tokenizer = tiny_tokenizer(EASY).backend_tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa|aaa)+$"), "isolated")
+    encoder = PromptEncoder(tokenizer, 64)
+    for prompts in (["a" * 200 + "b"], ["a" * 200 + "b", "apple"]):
+        with pytest.raises(InputError, match="tokenizer can't read a prompt"):
+            encoder.encode(prompts)
+
+
 def test_the_newest_finished_checkpoint_is_found_and_no_rehearsal(tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint in .*finetune_bert.py --help"):
         newest_checkpoint(tmp_path)

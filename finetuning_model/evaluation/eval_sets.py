@@ -189,7 +189,7 @@ def read_predictions(path: Path) -> list[LabelledPrompt]:
     """
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     soft_label = [{"superior_probability": row["target"]} if "target" in row else {} for row in rows]
     return [
         check_row({**row, **own}, LabelledPrompt, f"{path}, row {number}")
@@ -267,7 +267,11 @@ def probe_set() -> EvalSet:
 def read_probes(name: str) -> list[dict]:
     """The rows of a file of probes; none where it is missing."""
     path = PROBES / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if path.exists()
+        else []
+    )
 
 
 def training_rows(
