@@ -18,6 +18,7 @@ from routing_endpoint import (
     wait_until,
 )
 
+from inference.endpoint.records import usage_in
 from router_data import INFERIOR, SUPERIOR
 
 
@@ -91,3 +92,9 @@ def test_a_decision_log_without_prompts(router, upstream, tmp_path):
     assert chosen["router_score"] is None and easy["router"] == router.model_save_dir.name
     assert "prompt" not in easy and "apple" not in log.read_text() and "secret" not in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
+
+
+def test_usage_that_is_nested_without_end_hides_nothing_else():
+    deep = b'{"usage": {"a": ' + b"[" * 100_000
+    assert usage_in(deep, b"") is None
+    assert usage_in(deep, b'{"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}') is not None
