@@ -236,7 +236,7 @@ def file_tab() -> FileSection:
         )  # fmt: skip
         table = gr.Dataframe(
             headers=files.TABLE_COLUMNS, label="Scored rows, nearest the threshold first", interactive=False,
-            wrap=True, column_widths=["12%", "54%", "18%", "16%"], max_height=420, elem_id="rows", buttons=[],
+            wrap=True, column_widths=["12%", "46%", "22%", "20%"], max_height=420, elem_id="rows", buttons=[],
         )  # fmt: skip
         download = gr.Button("Download the scored file", variant="primary", elem_id="download")
     link = gr.DownloadButton("Download", visible="hidden", elem_id="link")
@@ -248,7 +248,7 @@ def history_tab() -> HistoryTab:
     gr.HTML(html_parts.message("The prompts tried in this browser, which keeps them. Click one to try it again."))
     table = gr.Dataframe(
         headers=HISTORY_COLUMNS, label="Prompts tried", interactive=False, wrap=True, max_height=520,
-        column_widths=["52%", "16%", "16%", "16%"], elem_id="history", buttons=[], max_chars=200,
+        column_widths=["42%", "19%", "18%", "21%"], elem_id="history", buttons=[], max_chars=200,
     )  # fmt: skip
     with gr.Row():
         export = gr.Button("Export as JSONL", size="md", elem_id="export")
@@ -596,11 +596,13 @@ def connect_both(models: BothModels, section: BothSection, prompt: gr.Textbox, s
     def on_ask(text: str, *given: float) -> Iterator:
         prices = prices_of(given)
         answers_of = models.ask(text)
+        shown = gr.update(visible=True)
         try:
             for answers in answers_of:
                 facts = [html_parts.message(line) for line in models.describe(answers, prices)]
                 ready = gr.update(interactive=all(answer.finished for answer in answers))
-                yield text, gr.update(visible=True), *(a.text for a in answers), *facts, ready, ready, ""
+                yield text, shown, *(a.text for a in answers), *facts, ready, ready, ""
+                shown = gr.skip()  # another prompt that was typed meanwhile has hidden them
         finally:
             answers_of.close()
 
@@ -612,6 +614,7 @@ def connect_both(models: BothModels, section: BothSection, prompt: gr.Textbox, s
 
     outputs = [voted_on, section.results, *section.answers, *section.facts, *section.votes, section.noted]
     section.ask.click(on_ask, [prompt, *side.prices], outputs, concurrency_limit=4, **QUIET)
+    prompt.change(None, None, section.results, js="() => ({ visible: false, __type__: 'update' })", **QUIET)
     for button in section.votes:
         button.click(on_vote, [voted_on, button], section.noted, concurrency_limit=1, **QUIET)
 

@@ -382,6 +382,8 @@ def test_both_models_answer_and_a_vote_is_stored(served_with_both, chromium):
     ask(tab, HARD_PROMPT)
     ask_both(tab)
     vote(tab)
+    tab.fill("#prompt textarea", EASY_PROMPT)  # the answers to another prompt go
+    tab.wait_for_selector("#both", state="hidden")
     tab.context.close()
     assert problems == []
     row = list(read_rows(served_with_both.feedback_file.with_name("votes.jsonl"), Outcome))[-1]
@@ -458,7 +460,13 @@ def test_text_from_right_to_left(tab):
     ask(tab, ARABIC)
     explain(tab)
     assert tab.evaluate("getComputedStyle(document.querySelector('#prompt textarea')).direction") == "rtl"
-    assert tab.locator("#pushes bdi").count() >= 0 and "#words" != None
+    assert tab.evaluate("getComputedStyle(document.querySelector('#words .textfield')).unicodeBidi") == "plaintext"
+    assert tab.locator("#pushes bdi, #near bdi").count() > 0
+    long = ARABIC * 500  # whose direction the page finds itself
+    tab.fill("#prompt textarea", long)
+    assert tab.evaluate("document.querySelector('#prompt textarea').dir") == "rtl"
+    tab.fill("#prompt textarea", EASY_PROMPT * 1000 + ARABIC)
+    assert tab.evaluate("document.querySelector('#prompt textarea').dir") == "ltr"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -549,6 +557,9 @@ def test_on_a_phone_the_threshold_is_always_in_reach(served, chromium):
     for name in ("#explain", "#keep", "#right", "#wrong"):
         button = tab.locator(name).bounding_box()
         assert button["x"] >= 0 and button["x"] + button["width"] <= PHONE["width"]
+    tab.evaluate("window.scrollTo(0, 99999)")  # and hides nothing for good
+    last = tab.locator("#about").bounding_box()
+    assert last["y"] + last["height"] <= tab.locator("#threshold").bounding_box()["y"]
     tab.context.close()
 
 
