@@ -18,7 +18,7 @@ from routing_endpoint import (
     wait_until,
 )
 
-from inference.endpoint.records import usage_in
+from inference.endpoint.records import MAX_LOGGED_CHARACTERS, shortened, usage_in
 from router_data import INFERIOR, SUPERIOR
 
 
@@ -98,3 +98,9 @@ def test_usage_that_is_nested_without_end_hides_nothing_else():
     deep = b'{"usage": {"a": ' + b"[" * 100_000
     assert usage_in(deep, b"") is None
     assert usage_in(deep, b'{"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}') is not None
+
+
+def test_of_a_long_prompt_the_log_keeps_both_ends():
+    kept = shortened("a" * 10**6 + "z" * 10**6)
+    assert kept[0] == "a" and kept[-1] == "z" and len(kept) <= MAX_LOGGED_CHARACTERS + 10
+    assert shortened("short") == "short"
