@@ -236,7 +236,7 @@ def file_tab() -> FileSection:
         )  # fmt: skip
         table = gr.Dataframe(
             headers=files.TABLE_COLUMNS, label="Scored rows, nearest the threshold first", interactive=False,
-            wrap=True, column_widths=["12%", "46%", "22%", "20%"], max_height=420, elem_id="rows", buttons=[],
+            wrap=True, column_widths=["12%", "41%", "24%", "23%"], max_height=420, elem_id="rows", buttons=[],
         )  # fmt: skip
         download = gr.Button("Download the scored file", variant="primary", elem_id="download")
     link = gr.DownloadButton("Download", visible="hidden", elem_id="link")
@@ -248,7 +248,7 @@ def history_tab() -> HistoryTab:
     gr.HTML(html_parts.message("The prompts tried in this browser, which keeps them. Click one to try it again."))
     table = gr.Dataframe(
         headers=HISTORY_COLUMNS, label="Prompts tried", interactive=False, wrap=True, max_height=520,
-        column_widths=["42%", "19%", "18%", "21%"], elem_id="history", buttons=[], max_chars=200,
+        column_widths=["36%", "21%", "25%", "18%"], elem_id="history", buttons=[], max_chars=200,
     )  # fmt: skip
     with gr.Row():
         export = gr.Button("Export as JSONL", size="md", elem_id="export")
