@@ -156,8 +156,7 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
         finetune_bert.start_process()
         recipe = Recipe.resolve(stage_3, len(data.train.rows))
         tokenizer = load_tokenizer(recipe.start)
-        _, soft_labels = finetune_bert.training_targets(recipe, data)
-        run = finetune_bert.train_one_seed(recipe, tokenizer, data, soft_labels, stage_3.seed, Path(folder))
+        run = finetune_bert.train_one_seed(recipe, tokenizer, data, stage_3.seed, Path(folder))
         router = Router.from_model(run.model, tokenizer, RouterSettings(max_length=recipe.max_length))
         logits = router.logits(judged.prompts)
         return logits[:, 1] - logits[:, 0]

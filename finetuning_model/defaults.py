@@ -11,22 +11,18 @@ class Defaults:
         num_train_epochs: passes over the rows.
         learning_rate: of the top layer.
         head_speed: how much faster than the top layer the head learns.
-        knn_smoothing: how far soft labels are drawn to their neighbours' where rows are few, 0..1.
         early_stopping_patience: evaluations without a better validation loss; 0 keeps the last weights.
     """
 
     num_train_epochs: float
     learning_rate: float
     head_speed: float
-    knn_smoothing: float
     early_stopping_patience: int
 
 
-ENCODER = Defaults(
-    num_train_epochs=1.0, learning_rate=3e-4, head_speed=4, knn_smoothing=0.3, early_stopping_patience=3
-)  # a fresh head
+ENCODER = Defaults(num_train_epochs=1.0, learning_rate=3e-4, head_speed=4, early_stopping_patience=3)  # a fresh head
 ROUTER = Defaults(
-    num_train_epochs=4, learning_rate=1e-4, head_speed=1, knn_smoothing=0.0, early_stopping_patience=0
+    num_train_epochs=4, learning_rate=1e-4, head_speed=1, early_stopping_patience=0
 )  # a head that knows much already; of few outcomes, validation rows are too few to stop by
 MAX_LENGTH = 256  # tokens, where no router's own length says otherwise
-MANY_ROWS = 20_000  # enough to train every layer, and on the soft labels as they are
+MANY_ROWS = 20_000  # enough to train every layer

@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from finetuning_model.training import Recipe, TrainedModel
 
 UNFINISHED = ".unfinished"
-FRAME_SHARE = 0.6
-EMBEDDED_TOKENS = 64  # of a prompt, from both ends: enough to find its neighbours, in half the time of 128
+FRAME_SHARE = 0.7
+EMBEDDED_TOKENS = 64  # of a prompt, from both ends, for the baselines on embeddings: half the time of 128
 ENOUGH_TO_CALIBRATE = 100  # rows: the share that a threshold sends is then known to 10 percentage points either way
 
 
@@ -87,9 +87,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--freeze_layers", type=int,
         help="the embeddings and this many of the lowest layers are not trained (default: half of the layers where "
         f"there are fewer than {MANY_ROWS:,} rows, else 0)")
-    add("--knn_smoothing", type=float,
-        help="how far each soft label is drawn to those of rows with like embeddings, 0..1 (default: "
-        f"{ENCODER.knn_smoothing} where there are fewer than {MANY_ROWS:,} rows, else 0; from a router 0)")
     add("--per_device_train_batch_size", type=int, default=32, help="rows a step and process (default: %(default)s)")
     add("--max_length", type=int,
         help=f"tokens read of a prompt; of longer ones head and tail (default: {MAX_LENGTH}; from a router its own)")
@@ -119,9 +116,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("num_seeds", "per_device_train_batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1")
-    for name in ("knn_smoothing", "frame_share"):
-        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"--{name} must be between 0 and 1")
+    if not 0 <= args.frame_share <= 1:
+        raise InputError("--frame_share must be between 0 and 1")
     if args.resume_from_checkpoint and not args.resume_from_checkpoint.is_dir():
         raise InputError(
             f"no unfinished run at {args.resume_from_checkpoint}; name its {UNFINISHED} folder with "
@@ -142,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     data = read_training_data(args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files, known)
     from finetuning_model.encoders import load_tokenizer, rehearse
     from finetuning_model.evaluation import run_report
+    from finetuning_model.evaluation.baselines import frozen_encoder
     from finetuning_model.evaluation.tradeoff import thresholds_for_checkpoint
     from finetuning_model.export_onnx import export_onnx
     from finetuning_model.training import Recipe, load_classifier
@@ -159,8 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     # 2. Training, once a seed; the seed with the lowest validation loss is kept
     tokenizer = load_tokenizer(recipe.start)
     rehearse(recipe.start, load_classifier(recipe), tokenizer, recipe.max_length)
-    embed, soft_labels = training_targets(recipe, data)
-    runs = [train_one_seed(recipe, tokenizer, data, soft_labels, seed, folder) for seed in recipe.seeds]
+    runs = [train_one_seed(recipe, tokenizer, data, seed, folder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
     best = min(runs, key=lambda run: run.log["validation_loss"])
@@ -178,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     # 5. The judgement, on rows that chose nothing: the test part, the questions, and both in frames
     print("judging beside the baselines ...", flush=True)
+    embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
     earlier = Router.load(parent.folder) if parent else None
     metrics = run_report.judge_checkpoint(router, test_scores, data, embed, args.judging_frames, runs, earlier)
     run_report.draw_plots(folder, router, test_scores, data, best.log)
@@ -215,20 +212,7 @@ def run_folder(args: argparse.Namespace, recipe: "Recipe") -> Path:
     return broadcast_object_list([folder])[0]
 
 
-def training_targets(recipe: "Recipe", data: TrainingData) -> tuple[Any, np.ndarray]:
-    """The frozen encoder, which the baselines use too, and the soft labels to train on, shape (training rows,)."""
-    from finetuning_model.evaluation.baselines import frozen_encoder, knn_smooth_targets
-
-    embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
-    soft_labels = data.train.soft_labels
-    if recipe.knn_smoothing:
-        soft_labels = knn_smooth_targets(soft_labels, embed(data.train.prompts), recipe.knn_smoothing)
-    return embed, soft_labels
-
-
-def train_one_seed(
-    recipe: "Recipe", tokenizer, data: TrainingData, soft_labels: np.ndarray, seed: int, folder: Path
-) -> "TrainedModel":
+def train_one_seed(recipe: "Recipe", tokenizer, data: TrainingData, seed: int, folder: Path) -> "TrainedModel":
     """Fine-tune, then fit temperature and bias on the validation part, framed as training saw it.
 
     The bias goes into the head; the log gets both, and the loss of the calibrated scores.
@@ -239,7 +223,7 @@ def train_one_seed(
     from finetuning_model.training import add_logit_bias, fine_tune
 
     transformers.set_seed(seed)
-    run = fine_tune(recipe, tokenizer, data.train, data.validation, soft_labels, seed, folder)
+    run = fine_tune(recipe, tokenizer, data.train, data.validation, seed, folder)
     router = Router.from_model(run.model, tokenizer, RouterSettings(max_length=recipe.max_length))
     logits = router.logits(recipe.frame(data.validation.prompts))
     margin, labels = logits[:, 1] - logits[:, 0], data.validation.labels

@@ -1,7 +1,6 @@
 """What a router has to beat, trained on the same rows: prompt length, TF-IDF, and the frozen encoder's embeddings."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -101,34 +100,12 @@ def _logistic(train, soft_labels: np.ndarray, test) -> np.ndarray:
     return model.predict_proba(test)[:, 1]
 
 
-def knn_smooth_targets(soft_labels: np.ndarray, vectors: np.ndarray, weight: float) -> np.ndarray:
-    """Soft labels, each drawn by `weight` (0..1) to those of its nearest neighbours: one judgement errs, many less.
-
-    Args:
-        soft_labels: superior probabilities, shape (n,).
-        vectors: unit embeddings of their prompts, shape (n, hidden size).
-        weight: 0 leaves the soft labels as they are.
-
-    Returns:
-        Shape (n,), within 0.02..0.98: (1 - weight) label + weight (a + b m), where m is the mean label of the nearest
-        other rows, and a and b are what predicts the labels best from it. Where neighbours say nothing b is near 0.
-    """
-    means = _neighbours(vectors, soft_labels, vectors, leave_out_itself=True)
-    slope = np.cov(means, soft_labels)[0, 1] / max(np.var(means, ddof=1), 1e-9)
-    predicted = np.clip(soft_labels.mean() + slope * (means - means.mean()), 0.02, 0.98)
-    return (1 - weight) * soft_labels + weight * predicted
-
-
-def _neighbours(
-    train: np.ndarray, soft_labels: np.ndarray, test: np.ndarray, leave_out_itself: bool = False
-) -> np.ndarray:
-    """Mean soft label of the nearest training prompts by cosine, weighted by it; `leave_out_itself`: test is train."""
-    nearest = min(NEIGHBOURS, len(train) - leave_out_itself)
+def _neighbours(train: np.ndarray, soft_labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Mean soft label of the nearest training prompts by cosine, weighted by it."""
+    nearest = min(NEIGHBOURS, len(train))
     scores = np.empty(len(test))
     for start in range(0, len(test), 1024):
         cosine = test[start : start + 1024] @ train.T
-        if leave_out_itself:
-            cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1
         top = np.argpartition(-cosine, nearest - 1, axis=1)[:, :nearest]
         weight = np.clip(np.take_along_axis(cosine, top, axis=1), 1e-6, None)
         scores[start : start + 1024] = (weight * soft_labels[top]).sum(1) / weight.sum(1)
@@ -165,12 +142,11 @@ def frozen_encoder(base: str, max_length: int = 256) -> Embed:
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
         return torch.nn.functional.normalize(hidden.sum(1) / mask.sum(1, keepdim=True), dim=1)
 
-    @lru_cache(maxsize=1)  # training asks for the vectors of its prompts twice
-    def embed(prompts: tuple[str, ...]) -> np.ndarray:
+    def embed(prompts: Sequence[str]) -> np.ndarray:
         rows = [row.ids for row in encoder.encode(prompts)]
         chunks = batches_with_progress(rows, CHUNK, "embedding prompts for the baselines")
         return np.concatenate(
             [run_in_batches(mean_pooled, list(chunk), tokenizer.pad_token_id or 0) for chunk in chunks]
         )
 
-    return lambda prompts: embed(tuple(prompts))
+    return embed

@@ -31,7 +31,6 @@ def recipe(base, *flags: str, rows: int = 100) -> training.Recipe:
 def test_every_default_is_resolved_and_recorded(base):
     few, many = recipe(base), recipe(base, rows=10**6)
     assert (few.freeze_layers, many.freeze_layers) == (1, 0)
-    assert few.knn_smoothing > 0 == many.knn_smoothing
     assert few.max_length == 64  # what the encoder has positions for
     assert few.base_name == "tiny-bert" and few.seeds == (0,)
     assert None not in {
@@ -42,8 +41,8 @@ def test_every_default_is_resolved_and_recorded(base):
 
 
 def test_flags_win_over_defaults(base):
-    chosen = recipe(base, "--freeze_layers", "0", "--knn_smoothing", "0", "--frame_share", "0", "--seed", "3")
-    assert (chosen.freeze_layers, chosen.knn_smoothing, chosen.frames_file, chosen.seeds) == (0, 0, None, (3,))
+    chosen = recipe(base, "--freeze_layers", "0", "--frame_share", "0", "--seed", "3")
+    assert (chosen.freeze_layers, chosen.frames_file, chosen.seeds) == (0, None, (3,))
     assert chosen.frame(["apple"]) == ["apple"]
 
 
@@ -51,7 +50,7 @@ def test_from_a_router_training_is_gentler_and_keeps_what_it_knows(tiny_checkpoi
     chosen, fresh = recipe(tiny_checkpoint), recipe(base)
     assert (chosen.base_name, chosen.continued_from, fresh.continued_from) == ("tiny", str(tiny_checkpoint), None)
     assert chosen.learning_rate < fresh.learning_rate and chosen.head_speed < fresh.head_speed
-    assert (chosen.knn_smoothing, chosen.early_stopping_patience, chosen.max_length) == (0, 0, 64)
+    assert (chosen.early_stopping_patience, chosen.max_length) == (0, 64)
     assert recipe(tiny_checkpoint, "--learning_rate", "1e-3", "--max_length", "32").learning_rate == 1e-3
 
 
