@@ -29,6 +29,7 @@ def baseline_scores(
     test_prompts: Sequence[str],
     embed: Embed | None = None,
     seed: int = 0,
+    most_embedded: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Superior scores of every baseline on the test prompts.
 
@@ -37,7 +38,8 @@ def baseline_scores(
         train_soft_labels: their superior probabilities, shape (n,).
         test_prompts: what to score.
         embed: the frozen encoder; without it the two baselines on embeddings are left out.
-        seed: of the random router.
+        seed: of the random router and of the draw.
+        most_embedded: the two baselines on embeddings learn from at most this many rows, drawn at random; None: all.
 
     Returns:
         Name -> scores of shape (len(test_prompts),). All but `prompt length` (characters) are probabilities.
@@ -53,9 +55,10 @@ def baseline_scores(
         scores[MAJORITY] = np.full(n, float(np.mean(train_soft_labels >= 0.5) >= 0.5))
         scores["TF-IDF + logistic regression"] = _tfidf(train_prompts, train_soft_labels, test_prompts)
     if len(train_prompts) and embed is not None:
-        train, test = embed(train_prompts), embed(test_prompts)
-        scores["embeddings + logistic regression"] = _logistic(train, train_soft_labels, test)
-        scores["embeddings + nearest neighbours"] = _neighbours(train, train_soft_labels, test)
+        drawn = np.random.default_rng(seed).permutation(len(train_prompts))[:most_embedded]
+        train, test = embed([train_prompts[i] for i in drawn]), embed(test_prompts)
+        scores["embeddings + logistic regression"] = _logistic(train, train_soft_labels[drawn], test)
+        scores["embeddings + nearest neighbours"] = _neighbours(train, train_soft_labels[drawn], test)
     return scores
 
 

@@ -53,6 +53,7 @@ from router_model import (
 if TYPE_CHECKING:
     from finetuning_model.training import Recipe, TrainedModel
 
+EMBEDDED_ROWS = 3_000  # for the baselines; to embed 10,000 would take a fifth of the demo, and evaluate_router.py does
 FRAMED_TEST_PROMPTS = 30  # requests, each in every frame
 VERSIONS_OF = ("torch", "transformers", "accelerate", "scikit-learn", "numpy", "onnxruntime")
 
@@ -78,7 +79,9 @@ def judge_checkpoint(
     threshold, n = router.settings.threshold, len(data.test.rows)
     questions = [question.prompt for question in data.questions]
     prompts = data.test.prompts + questions
-    baselines = baseline_scores(data.train.prompts, data.train.soft_labels, prompts, embed, runs[0].seed)
+    baselines = baseline_scores(
+        data.train.prompts, data.train.soft_labels, prompts, embed, runs[0].seed, most_embedded=EMBEDDED_ROWS
+    )
     scores = {ROUTER: np.concatenate([test_scores, router.score(questions)]), **baselines}
     if parent:
         scores[PARENT] = parent.score(prompts)
