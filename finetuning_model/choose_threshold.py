@@ -1,7 +1,7 @@
 """Choose the threshold that meets a target on your own prompts: a share of superior calls, a quality, or a budget.
 
 Reads   a checkpoint's folder; your prompts: outcomes of both models, labelled rows, or any file of prompts
-Writes  with --save: `threshold` and `thresholds` in the checkpoint's router.json
+Writes  with --save: `threshold` and `thresholds` in the checkpoint's router.json, and its README.md
 
 How good an answer is comes from the best that the file knows: measured scores (outcomes), the labeller's word (labelled
 rows), else the router's own scores. What is measured on prompts is a point estimate: on new prompts it may be less.
@@ -304,9 +304,12 @@ def caveat(args: argparse.Namespace, known: KnownPrompts) -> str:
 
 
 def save_threshold(folder: Path, settings: RouterSettings, name: str, threshold: float) -> None:
-    """Make `threshold` the checkpoint's default and list it under `name`, in its router.json."""
+    """Make `threshold` the checkpoint's default and list it under `name`, in its router.json and its card."""
+    from finetuning_model.evaluation.model_card import update_model_card
+
     update = {"threshold": threshold, "thresholds": {**settings.thresholds, name: threshold}}
     settings.model_copy(update=update).save(folder)
+    update_model_card(folder)
 
 
 if __name__ == "__main__":

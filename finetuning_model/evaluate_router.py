@@ -249,11 +249,11 @@ def with_verdict(evaluation: dict, outcome_files: Sequence[str], folder: Path) -
 
 def keep_verdict(verdict: dict, folder: Path) -> None:
     """Put a verdict that rests on outcomes into the checkpoint's folder, for the page and the model card."""
-    from finetuning_model.evaluation.model_card import write_verdict_into_card
+    from finetuning_model.evaluation.model_card import update_model_card
 
     if verdict["pays"] is not None:
         write_json(folder / VERDICT_FILE, verdict)
-        write_verdict_into_card(folder)
+        update_model_card(folder)
 
 
 if __name__ == "__main__":

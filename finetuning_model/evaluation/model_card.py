@@ -11,7 +11,7 @@ from router_data import write_text_atomically
 from router_model import CARD_FILE, METRICS_FILE, RUN_FILE, RouterSettings, Verdict
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-VERDICT_SECTION = re.compile(r"(?<=<!-- verdict -->\n).*?(?=<!-- end of verdict -->)", re.DOTALL)
+MARKED_SECTION = re.compile(r"(<!-- (verdict|thresholds) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 MAX_FRAMES_SHOWN = 5
 
 
@@ -33,10 +33,7 @@ def write_model_card(folder: Path) -> None:
         max_length=settings.max_length,
         temperature=f"{settings.temperature:.3f}",
         logit_bias=f"{scaling['logit_bias']:+.3f}",
-        threshold=settings.threshold,
-        thresholds=table(
-            ["target", "threshold"], [[f"`{key}`", f"{value:.3f}"] for key, value in settings.thresholds.items()]
-        ),
+        thresholds=thresholds_section(settings),
         verdict=verdict_section(Verdict.load(folder)),
         test_table=figures_table(metrics["test"]),
         frames_table=frames_table(metrics["frames"], MAX_FRAMES_SHOWN),
@@ -49,13 +46,16 @@ def write_model_card(folder: Path) -> None:
     write_text_atomically(folder / CARD_FILE, card)
 
 
-def write_verdict_into_card(folder: Path) -> None:
-    """Put the folder's verdict.json into its README.md, between the marks that stand there; without marks, nothing."""
+def update_model_card(folder: Path) -> None:
+    """Put verdict and thresholds as they are now into README.md, between the marks there; without marks, nothing."""
     path = folder / CARD_FILE
     if path.exists():
         card = path.read_text(encoding="utf-8")
-        section = verdict_section(Verdict.load(folder))
-        changed = VERDICT_SECTION.sub(lambda _: section + "\n", card)
+        sections = {
+            "verdict": verdict_section(Verdict.load(folder)),
+            "thresholds": thresholds_section(RouterSettings.load(folder)),
+        }
+        changed = MARKED_SECTION.sub(lambda mark: f"{mark[1]}{sections[mark[2]]}\n{mark[3]}", card)
         if changed != card:
             write_text_atomically(path, changed)
 
@@ -68,6 +68,12 @@ def verdict_section(verdict: Verdict | None) -> str:
             "`python3 finetuning_model/evaluate_router.py --outcomes my_outcomes.jsonl`"
         )
     return f"{' '.join(verdict.sentences)}\n\nMeasured on {verdict.measured_on} ({verdict.evaluated_at[:10]})."
+
+
+def thresholds_section(settings: RouterSettings) -> str:
+    """The default threshold, and those by target."""
+    named = [[f"`{key}`", f"{value:.3f}"] for key, value in settings.thresholds.items()]
+    return f"The default is {settings.threshold}. Others, by target:\n\n{table(['target', 'threshold'], named)}"
 
 
 def figures_table(report: dict) -> str:

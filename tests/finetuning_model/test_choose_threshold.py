@@ -42,8 +42,13 @@ def write_outcomes(path: Path, n: int = 60) -> tuple[list[str], np.ndarray, np.n
 def test_choosing_on_outcomes_writes_router_json(checkpoint, tmp_path, capsys):
     prompts, weak, strong = write_outcomes(tmp_path / "mine.jsonl")
     arguments = ["--model_save_dir", str(checkpoint), "--prompts", str(tmp_path / "mine.jsonl")]
+    card = checkpoint / "README.md"
+    card.write_text("before\n<!-- thresholds -->\nstale\n<!-- end of thresholds -->\nafter\n")
     choose_threshold.main([*arguments, "--at_most_superior", "30", "--save"])
     router = Router.load(checkpoint)
+    text = card.read_text()
+    assert f"The default is {router.settings.threshold}." in text and "`at_most_30_percent_superior`" in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
     threshold, scores = router.settings.threshold, router.score(prompts)
     assert 0.2 < np.mean(scores >= threshold) <= 0.3
     assert router.settings.thresholds["at_most_30_percent_superior"] == threshold

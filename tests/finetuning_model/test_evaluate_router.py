@@ -162,7 +162,7 @@ def test_the_verdict_lies_in_the_checkpoint_and_in_its_card(report):
     assert card.startswith("before\n") and card.endswith("after\n") and "none yet" not in card
     assert all(sentence in card and sentence in text for sentence in verdict.sentences)
     again = card
-    model_card.write_verdict_into_card(saved)
+    model_card.update_model_card(saved)
     assert (saved / "README.md").read_text() == again
 
 
