@@ -439,7 +439,7 @@ def newest_trainer_state(folder: Path) -> Path | None:
         fault = state_fault(state)
         if fault is None:
             return state
-        warnings.warn(f"{state} is not whole ({fault}), so training goes on from the one before", stacklevel=2)
+        warnings.warn(f"{state} is not whole ({fault}), so it is passed over", stacklevel=2)
     return None
 
 

@@ -139,7 +139,7 @@ def test_a_torn_state_is_passed_over_for_the_one_before(tmp_path, name, size):
     (torn / name).unlink()
     if size is not None:
         (torn / name).write_bytes(whole[: int(size * len(whole))])
-    with pytest.warns(UserWarning, match=r"checkpoint-10 is not whole \(.*goes on from the one before") as warned:
+    with pytest.warns(UserWarning, match=r"checkpoint-10 is not whole \(.*is passed over") as warned:
         assert training.newest_trainer_state(tmp_path) == before
     assert len(warned) == 1 and "\n" not in str(warned[0].message)
 
