@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from finetuning_model.training import Recipe, TrainedModel
 
 UNFINISHED = ".unfinished"
-FRAME_SHARE = 0.7
+FRAME_SHARE = 0.5
 EMBEDDED_TOKENS = 64  # of a prompt, from both ends, for the baselines on embeddings: half the time of 128
 ENOUGH_TO_CALIBRATE = 100  # rows: the share that a threshold sends is then known to 10 percentage points either way
 

@@ -35,6 +35,7 @@ from router_data import LABELS, InputError
 from router_model import PromptEncoder, RouterSettings, pad_rows
 
 LONG_EPOCH = 400  # steps; a longer epoch is evaluated, and can be resumed, half way too
+SHORT_PROMPT = 24  # tokens, special ones included
 LOSSES_PER_EVALUATION = 20  # points of the training loss in the plot
 WEIGHT_DECAY = 0.01
 ON_CPU = not torch.cuda.is_available()
@@ -198,6 +199,9 @@ def cpu_gains_from_bf16() -> bool:
 class FramedPrompts(torch.utils.data.Dataset):
     """Prompts as token ids with their soft labels; a share of them stands in frames, drawn anew each epoch.
 
+    Short prompts come bare as well, whether they stand in a frame or not: a few words say little in a frame, and much
+    of what people type is short. It costs hardly any tokens.
+
     Args:
         frames: what to draw from; None leaves every prompt bare.
         share: 0..1.
@@ -207,19 +211,20 @@ class FramedPrompts(torch.utils.data.Dataset):
         self, prompts: Sequence[str], soft_labels: np.ndarray, encoder: PromptEncoder, frames: Frames | None,
         share: float, seed: int,
     ) -> None:  # fmt: skip
-        self.prompts, self.soft_labels, self.encoder = prompts, soft_labels, encoder
+        self.prompts, self.encoder = prompts, encoder
         self.frames, self.share, self.seed = frames, share, seed
-        self.ids: list[list[int]] = []
+        self.bare = [row.ids for row in encoder.encode(prompts)]
+        short = [i for i, ids in enumerate(self.bare) if len(ids) <= SHORT_PROMPT] if frames else []
+        self.short = [self.bare[i] for i in short]
+        self.soft_labels = np.concatenate([soft_labels, soft_labels[short]])
+        self.ids = self.bare
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the frames of this epoch; without frames nothing changes."""
-        if self.frames is None and self.ids:
-            return
-        prompts = self.prompts
         if self.frames is not None:
-            prompts = self.frames.wrap_share(prompts, self.share, f"{self.seed} {epoch}")
-        self.ids = [row.ids for row in self.encoder.encode(prompts)]
+            prompts = self.frames.wrap_share(self.prompts, self.share, f"{self.seed} {epoch}")
+            self.ids = [row.ids for row in self.encoder.encode(prompts)] + self.short
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -320,7 +325,7 @@ def fine_tune(recipe: Recipe, tokenizer, train: Split, validation: Split, seed: 
     state_folder = folder / f"seed-{seed}"
     trainer = RouterTrainer(
         recipe,
-        prior=float(np.clip(train.soft_labels.mean(), 0.01, 0.99)),
+        prior=float(np.clip(rows.soft_labels.mean(), 0.01, 0.99)),
         model=model,
         args=training_arguments(recipe, state_folder, len(rows), seed),
         data_collator=Collator(tokenizer.pad_token_id or 0),

@@ -59,8 +59,8 @@ def project(tmp_path_factory) -> Path:
             (folder / "final-datasets" / "labelling_prompt.txt").read_text().strip()
         }
     base = save_checkpoint(folder / "tiny-bert", model=random_bert())
-    run(folder, "finetuning_model/finetune_bert.py", "--hf_model_name", base, "--learning_rate", "1e-3",
-        "--num_train_epochs", "16", "--freeze_layers", "0")  # fmt: skip
+    run(folder, "finetuning_model/finetune_bert.py", "--hf_model_name", base, "--learning_rate", "2e-3",
+        "--num_train_epochs", "16", "--early_stopping_patience", "16", "--freeze_layers", "0")  # fmt: skip
     return folder
 
 

@@ -141,7 +141,7 @@ def test_an_answer_neither_ends_its_message_nor_knows_the_names_of_the_grades(se
             return completion(attack if "nano" in body["model"] else "good")
         assert attack in json.loads(prompt).values() and not re.search(r"<|\[/?INST\]", prompt)
         assert all(name in body["messages"][0]["content"] for name in grade_names(body))
-        assert "score_a" not in body["messages"][0]["content"]
+        assert '"score_a"' not in body["messages"][0]["content"]
         return completion('{"score_a": 10, "score_b": 1}')  # it copies what the answer ends in
 
     server = serve(behave)
