@@ -114,7 +114,7 @@ def stage_3(args: argparse.Namespace, train: Split):
     recipe = Recipe.resolve(finetune_bert.parse_args(flags), len(train.rows))
     tokenizer = load_tokenizer(recipe.base)
     with tempfile.TemporaryDirectory() as folder:
-        run = fine_tune(recipe, tokenizer, train, Split(train.rows[:1]), train.soft_labels, 0, Path(folder))
+        run = fine_tune(recipe, tokenizer, train, Split(train.rows[:1]), 0, Path(folder))
     return run.log["tokens_per_second"], run.model, tokenizer
 
 
