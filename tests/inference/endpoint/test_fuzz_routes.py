@@ -25,7 +25,9 @@ HEADERS = st.dictionaries(
         ["content-type", "accept", "authorization", "x-api-key", "origin", "anthropic-version", "traceparent",
          "content-encoding", "expect", "accept-encoding", "x-router-threshold"]
     ),
-    st.sampled_from(["application/json", "*/*", "Bearer x", "bearer", "", "null", "gzip", "identity", "00-0-0-0", "a" * 3000]),
+    st.sampled_from(
+        ["application/json", "*/*", "Bearer x", "bearer", "", "null", "gzip", "identity", "00-0-0-0", "a" * 3000]
+    ),
     max_size=4,
 )  # fmt: skip
 MODELS = st.sampled_from(["router", "router-0.3", "inferior", "superior", "router-9", "gpt-4o", ""]) | VALUES
