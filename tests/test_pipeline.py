@@ -16,6 +16,8 @@ from openai_server import INFERIOR_ANSWER, SUPERIOR_ANSWER, OpenAIServer, comple
 from router_data import SUPERIOR, LabelledQuestion, read_rows, write_rows
 from router_model import Router
 
+pytestmark = pytest.mark.slow
+
 EASY, HARD = "apple bread chair door egg fish".split(), "zorp quix vlam".split()
 
 
@@ -59,7 +61,7 @@ def project(tmp_path_factory) -> Path:
             (folder / "final-datasets" / "labelling_prompt.txt").read_text().strip()
         }
     base = save_checkpoint(folder / "tiny-bert", model=random_bert())
-    run(folder, "finetuning_model/finetune_bert.py", "--hf_model_name", base, "--learning_rate", "2e-3",
+    run(folder, "finetuning_model/finetune_bert.py", "--hf_model_name", base, "--learning_rate", "5e-4",
         "--num_train_epochs", "16", "--early_stopping_patience", "16", "--freeze_layers", "0")  # fmt: skip
     return folder
 

@@ -47,6 +47,7 @@ def test_shards_keep_within_the_limits(serve, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", ["POST /batches", "POST /files"])
+@pytest.mark.slow
 def test_a_crash_between_submit_and_record(serve, lost):
     """The batch (or file) exists at the endpoint, but its id never arrived."""
     prompts = write_prompts(10)

@@ -38,6 +38,7 @@ def in_choice(**fields) -> Answer:
 
 
 @pytest.mark.parametrize("fault", RETRIED)
+@pytest.mark.slow
 def test_passing_faults_are_retried_until_all_is_labelled(serve, fault):
     prompts = write_prompts(6)
     server = serve(lambda p, nth, _: RETRIED[fault]() if nth <= 2 else completion())

@@ -181,6 +181,7 @@ def test_output_folder_that_is_a_file(judgments, tmp_path):
         analyse_judgments(judgments, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_one_line_and_status_1(tmp_path):
     script = ROOT / "dataset_analysis" / "analyse_human_judgments.py"
     result = subprocess.run(

@@ -112,6 +112,7 @@ def test_bad_files_are_named(judgments, tmp_path):
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hub_is_read_by_its_splits(reported_judgments, tmp_path, monkeypatch):
     import datasets
 

@@ -186,6 +186,7 @@ def code_of_its_own(folder: Path) -> None:
         (code_of_its_own, "needs code of its own, which is never run"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_a_router_is_refused_in_one_line(tmp_path, monkeypatch, break_it, says):
     monkeypatch.setattr("sys.stdin", None)  # nothing is asked
     monkeypatch.setattr(encoders, "find_spec", lambda name: None)  # as without the package

@@ -122,6 +122,7 @@ def test_a_bias_moves_the_superior_logit_of_every_prompt():
     assert torch.allclose(model(ids).logits, before + torch.tensor([0.0, 0.7]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_cannot_be_had_is_named():
     with pytest.raises(InputError, match="no-such-org/none can't be had.*--hf_model_name"):
         training.Recipe.resolve(argparse.Namespace(hf_model_name="no-such-org/none"), 10)

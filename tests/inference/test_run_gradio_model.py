@@ -55,6 +55,7 @@ def fetch(line: str) -> str:
 DOCUMENTED = ["--model_save_dir", f"./models/{DOCUMENTED_NAME}", "--hf_model_name", "bert-base-uncased"]
 
 
+@pytest.mark.slow
 def test_documented_command_on_a_checkpoint_of_stage_3(tmp_path):
     settings = {"base_model": "bert-base-uncased", "max_length": 64}
     save_checkpoint(tmp_path / "models" / DOCUMENTED_NAME, settings=settings)
@@ -64,6 +65,7 @@ def test_documented_command_on_a_checkpoint_of_stage_3(tmp_path):
     assert "warning" not in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_documented_command_on_a_plain_checkpoint_without_tokenizer(tmp_path):
     save_checkpoint(tmp_path / "models" / DOCUMENTED_NAME, labels=None, tokenizer=False)
     assert not list((tmp_path / "models" / DOCUMENTED_NAME).glob("*token*"))
@@ -78,6 +80,7 @@ def test_documented_command_on_a_plain_checkpoint_without_tokenizer(tmp_path):
     assert stderr.count("warning") == 1 and "no router.json" in stderr
 
 
+@pytest.mark.slow
 def test_without_flags_the_newest_checkpoint_opens(tmp_path):
     for day in (1, 3, 2):
         folder = tmp_path / "models" / f"tiny-router-finetuning-2026010{day}T000000-save"

@@ -273,6 +273,7 @@ def test_one_text_or_one_conversation_is_one_prompt(checkpoint, expected):
     )
 
 
+@pytest.mark.slow
 def test_help_and_faults_need_no_heavy_import(checkpoint):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

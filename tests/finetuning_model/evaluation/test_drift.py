@@ -16,6 +16,7 @@ def draws(n: int, a: float, b: float, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).beta(a, b, n)
 
 
+@pytest.mark.slow
 def test_traffic_of_the_same_kind_is_not_called_another_one():
     validation = draws(300, 2, 3)
     found = [judge_drift(LoggedScores(draws(400, 2, 3, seed), {}), validation, 0.5)["drifted"] for seed in range(1, 41)]
@@ -35,6 +36,7 @@ def test_other_traffic_is_found_and_its_share_is_said():
     assert wanted.at_most_superior == round(100 * found["validation_superior_share"].value)
 
 
+@pytest.mark.slow
 def test_a_small_difference_in_much_traffic_changes_nothing():
     found = judge_drift(LoggedScores(draws(20_000, 2.1, 3, 1), {}), draws(20_000, 2, 3), 0.5)
     assert found["p_value"] < 0.01 and found["drifted"] is False

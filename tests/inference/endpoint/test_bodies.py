@@ -66,6 +66,7 @@ def test_bodies_over_the_limit_are_refused_before_they_are_read(routed, upstream
     assert routed.raw(head + b"transfer-encoding: chunked\r\n\r\n", *[chunk] * 5).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.slow
 def test_large_bodies_wait_for_one_another_and_small_ones_do_not(router, upstream, monkeypatch):
     monkeypatch.setattr(bodies, "MAX_BODIES_BYTES", 3 * MIB)
     upstream.behave = lambda prompt, nth, body: completion(f"I am {body['model']}")

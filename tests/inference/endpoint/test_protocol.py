@@ -41,6 +41,7 @@ def test_a_request_that_would_upgrade_keeps_its_body(routed, upstream, client, p
 
 
 @pytest.mark.parametrize("together", [False, True])
+@pytest.mark.slow
 def test_the_body_of_such_a_request_never_runs_as_the_next_one(routed, upstream, together):
     smuggled = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
     start = head(*UPGRADES["curl --http2"], length=len(smuggled))
@@ -62,6 +63,7 @@ def test_pipelined_requests_are_answered_in_their_order(routed):
     assert received.count(b"HTTP/1.1 200") == 2 and received.index(b"I am small") < received.index(b'"status": "ok"')
 
 
+@pytest.mark.slow
 def test_headers_without_end_are_refused(routed, upstream):
     for whole in (
         head(f"x-large: {'a' * 200_000}") + BODY,
@@ -76,6 +78,7 @@ def test_headers_without_end_are_refused(routed, upstream):
     assert routed.ask().status_code == 200
 
 
+@pytest.mark.slow
 def test_trailers_and_framing_without_end_take_no_memory(routed, monkeypatch):
     monkeypatch.setattr(protocol, "MAX_MESSAGE_BYTES", 300_000)
     chunked = head("transfer-encoding: chunked", length=None) + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
@@ -85,6 +88,7 @@ def test_trailers_and_framing_without_end_take_no_memory(routed, monkeypatch):
         assert b"I am" not in received  # and the connection has ended
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_or_too_little_are_closed(routed, monkeypatch):
     monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
     started = time.monotonic()
@@ -97,6 +101,7 @@ def test_connections_that_say_nothing_or_too_little_are_closed(routed, monkeypat
     assert time.monotonic() - started < PATIENCE
 
 
+@pytest.mark.slow
 def test_one_address_cannot_take_all_connections(router, upstream):
     with endpoint(router, upstream, limits=ConnectionLimits(20, per_address=5)) as running:
         wait_until(lambda: running.get("/health").status_code == 200)
