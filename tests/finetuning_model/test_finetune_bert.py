@@ -85,8 +85,8 @@ def arguments(folder: Path, base: Path, *more: str) -> list[str]:
         *("--train_files", str(folder / "router_dataset_labelled-*.jsonl"), "--hf_model_name", str(base)),
         *("--questions_file", str(folder / "questions.jsonl"), "--output_dir", str(folder / "models")),
         *("--auxiliary_files", str(folder / "auxiliary.jsonl")),
-        *("--num_train_epochs", "12", "--learning_rate", "5e-4", "--max_length", "32", "--layer_decay", "1"),
-        *("--early_stopping_patience", "16", "--freeze_layers", "0", "--frames", str(folder / "frames.txt"), *more),
+        *("--num_train_epochs", "20", "--learning_rate", "5e-4", "--max_length", "32", "--layer_decay", "1"),
+        *("--early_stopping_patience", "20", "--freeze_layers", "0", "--frames", str(folder / "frames.txt"), *more),
     ]
 
 
