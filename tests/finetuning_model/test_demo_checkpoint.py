@@ -18,11 +18,13 @@ TRIVIAL_AND_HARD = [
         "How many days are in a week?",
         "Derive the asymptotic variance of the two-step GMM estimator with clustered data.",
     ),
+    ("Translate 'good night' into Spanish.", "Translate this sonnet into German, keeping its metre and rhyme scheme."),
     ("What colour is a ripe banana?", "Prove or disprove: every finite group of odd order at most 100 is metabelian."),
     (
         "thanks, that's all",
         "Find the race condition in a double-checked locking singleton and prove your fix is minimal.",
     ),
+    ("What does CPU stand for?", "Write a villanelle about entropy in which no line contains the letter e."),
     (
         "What is 7 plus 5?",
         "Prove that the sum of the reciprocals of the primes diverges, without using the zeta function.",
@@ -37,11 +39,6 @@ TRIVIAL_AND_HARD = [
         "Derive the Feynman rules of scalar QED and the one-loop vacuum polarisation from them.",
     ),
 ]
-# Where the superior model may well fail too, the gain is smaller, and with it the score
-TRIVIAL_AND_HARD_FOR_BOTH = [
-    ("Translate 'good night' into Spanish.", "Translate this sonnet into German, keeping its metre and rhyme scheme."),
-    ("What does CPU stand for?", "Write a villanelle about entropy in which no line contains the letter e."),
-]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +52,3 @@ def router() -> Router:
 def test_trivial_prompts_are_cheap_and_hard_ones_are_not(router, trivial, hard):
     low, high = router.score([trivial, hard])
     assert low <= 0.3 and high >= 0.7, (low, high)
-
-
-@pytest.mark.parametrize(("trivial", "hard"), TRIVIAL_AND_HARD_FOR_BOTH)
-def test_what_is_hard_for_both_models_goes_to_the_superior_one(router, trivial, hard):
-    low, high = router.score([trivial, hard])
-    assert low <= 0.3 and high >= 0.5, (low, high)
