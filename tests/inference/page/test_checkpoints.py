@@ -1,7 +1,6 @@
 """The checkpoints to choose from, and what each says about itself."""
 
 import html
-import json
 import shutil
 
 import pytest
@@ -58,17 +57,6 @@ def test_a_bare_or_broken_checkpoint_says_what_it_can(checkpoint, tmp_path):
 
 def test_the_card_asks_nothing_of_other_hosts(page):
     assert card_text(page) == "# A card"
-
-
-def test_the_card_lists_the_thresholds_as_they_are_now(checkpoint, tmp_path):
-    folder = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
-    card = "# A card\n\n## Thresholds\n\nThe default is 0.5.\n\n| old | 0.1 |\n\n## Limits\n\nSome.\n"
-    (folder / "README.md").write_text(card)
-    settings = json.loads((folder / "router.json").read_text()) | {"threshold": 0.25, "thresholds": {"chosen": 0.25}}
-    (folder / "router.json").write_text(json.dumps(settings))
-    shown = card_text(Page(Router.load(folder)))
-    assert "The default is 0.25." in shown and "| `chosen` | 0.250 |" in shown and "| old |" not in shown
-    assert shown.startswith("# A card") and shown.endswith("## Limits\n\nSome.")
 
 
 def test_plots_come_from_the_folder_only(checkpoint, tmp_path):
