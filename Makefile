@@ -61,7 +61,7 @@ lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --excludes requirements/.excluded \
 		requirements.txt --output-file requirements/lock.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --excludes requirements/.excluded \
-		--constraints requirements/lock.txt requirements/dev.txt requirements/ray.txt \
+		--constraints requirements/lock.txt requirements/dev.txt requirements/ray.txt requirements/otel.txt \
 		--output-file requirements/lock-dev.txt
 	rm requirements/.excluded
 
