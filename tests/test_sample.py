@@ -129,16 +129,19 @@ def test_no_probe_is_in_it(rows):
     assert not set(groups[: len(probes)]) & set(groups[len(probes) :])
 
 
+def json_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def test_nothing_is_near_a_test_prompt(rows):
     if not SHARED.exists():
         pytest.skip("needs the evaluation data: ROUTER_SHARED_DATA")
-    tests = [
-        json.loads(line)["prompt"] for path in (SHARED / "routing_outcomes").glob("*.jsonl") for line in path.open()
-    ]
-    questions = (SHARED / "mt_bench_human_judgments" / "question.jsonl").open()
-    tests += [turn for line in questions for turn in json.loads(line)["turns"]]
-    for line in (SHARED / "lmsys_chat_1m_sample.jsonl").open():
-        conversation = json.loads(line).get("conversation") or []
+    outcomes = sorted((SHARED / "routing_outcomes").glob("*.jsonl"))
+    tests = [row["prompt"] for path in outcomes for row in json_rows(path)]
+    questions = json_rows(SHARED / "mt_bench_human_judgments" / "question.jsonl")
+    tests += [turn for row in questions for turn in row["turns"]]
+    for row in json_rows(SHARED / "lmsys_chat_1m_sample.jsonl"):
+        conversation = row.get("conversation") or []
         tests += [turn["content"] for turn in conversation[:1] if isinstance(turn.get("content"), str)]
     groups = near_duplicate_groups(tests + [row.prompt for row in rows], similarity=0.6)
     assert not set(groups[: len(tests)]) & set(groups[len(tests) :])
