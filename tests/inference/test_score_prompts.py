@@ -323,7 +323,7 @@ def test_a_follow_up_stays_with_its_question():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Ray")
+@pytest.mark.skipif(sys.platform == "win32", reason="Ray calls its support of Windows a beta; not tried there")
 def test_two_ray_workers_write_what_one_script_writes(checkpoint, jsonl, tmp_path):
     pytest.importorskip("ray", reason="optional: pip install -r requirements/ray.txt")
     source = tmp_path / "log.jsonl.gz"
