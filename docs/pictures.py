@@ -1,6 +1,6 @@
-"""Make the pictures of the README and of docs/ from a checkpoint: the page in headless Chromium, and the plots.
+"""Make the pictures of the README and of docs/ from a checkpoint: the page in headless Chromium, and a curve.
 
-Reads   a checkpoint, with its plots (and those that evaluate_router.py left in <checkpoint>/evaluation/)
+Reads   a checkpoint, with the plots that evaluate_router.py left in <checkpoint>/evaluation/
 Writes  docs/images/*.png
 
 Example:
@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,12 +24,7 @@ IMAGES = ROOT / "docs" / "images"
 CHROMIUM = Path("/usr/bin/chromium")
 BROWSER_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 PROMPT = "Prove that every continuous function on a compact metric space is uniformly continuous."
-PLOTS = {  # in docs/images -> in the checkpoint, the likeliest first
-    "cost_quality.png": ("evaluation/*pooled*_cost_quality.png", "evaluation/*_cost_quality.png"),
-    "reliability.png": ("reliability.png",),
-    "scores.png": ("scores.png",),
-    "training.png": ("training.png",),
-}
+CURVES = ("evaluation/*pooled*_cost_quality.png", "evaluation/*_cost_quality.png")  # the likeliest first
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,33 +38,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 1. The page
     command = [sys.executable, str(ROOT / "inference" / "run_gradio_model.py"), "--model_save_dir", str(folder)]
     with server([*command, "--no-feedback", "--server_port", "{port}"], "/") as port:
-        photograph(f"http://127.0.0.1:{port}", "page.png", width=1280, scheme="light")
-        photograph(f"http://127.0.0.1:{port}", "page_phone_dark.png", width=390, scheme="dark")
+        photograph(f"http://127.0.0.1:{port}", IMAGES / "page.png")
 
-    # 2. The plots
-    for name, patterns in PLOTS.items():
-        found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-        if found:
-            shutil.copyfile(found[0], IMAGES / name)
-            print(f"wrote docs/images/{name}, from {found[0]}")
+    # 2. The curve, where the checkpoint was judged on outcomes
+    found = [path for pattern in CURVES for path in sorted(folder.glob(pattern))]
+    if found:
+        shutil.copyfile(found[0], IMAGES / "cost_quality.png")
+        print(f"wrote docs/images/cost_quality.png, from {found[0]}")
 
 
-def photograph(url: str, name: str, width: int, scheme: Literal["light", "dark"]) -> None:
-    """The page with a prompt, decided on and explained."""
+def photograph(url: str, path: Path) -> None:
+    """The page with a prompt, decided on and explained, its nearest labelled prompts included."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER_FLAGS)
-        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.goto(url)
         tab.fill("#prompt textarea", PROMPT)
         tab.wait_for_selector("#decision [data-decision]")
         tab.click("#explain")
         tab.wait_for_selector("#pushes .push")
-        tab.wait_for_timeout(1500)  # until the nearest prompts and the plots have been drawn
-        tab.screenshot(path=IMAGES / name, full_page=width < 600)
+        while "can be searched soon" in tab.inner_text("#near"):  # a checkpoint's first page reads them
+            tab.wait_for_timeout(5000)
+            tab.click("#explain")
+        tab.wait_for_timeout(1500)  # until the plots have been drawn
+        tab.screenshot(path=path)
         browser.close()
-    print(f"wrote docs/images/{name}")
+    print(f"wrote docs/images/{path.name}")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
