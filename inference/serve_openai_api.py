@@ -203,16 +203,10 @@ def aliases_in(text: str) -> dict[str, str]:
     return aliases
 
 
-def warn_of_risks(host: str, settings: Settings) -> None:
-    """Warn where anyone may ask, and where a key goes over the network in clear."""
+def warn_if_open(host: str, settings: Settings) -> None:
+    """Warn where anyone may ask."""
     if not (host in LOOPBACK_NAMES or host.startswith("127.")) and not settings.access.api_key:
         warnings.warn("anyone who reaches this endpoint spends your money; set ROUTER_API_KEY", stacklevel=1)
-    for upstream in (settings.inferior, settings.superior):
-        if upstream.sends_key_in_clear:
-            variable = f"{upstream.name.upper()}_BASE_URL"
-            warnings.warn(
-                f"{variable} is http on another machine: its key and the prompts go there in clear", stacklevel=1
-            )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -281,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     settings = settings_from(args)
     with bind(args.host, args.port) as listener:
-        warn_of_risks(args.host, settings)
+        warn_if_open(args.host, settings)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
         # 2. Load the checkpoint, and again at SIGHUP.

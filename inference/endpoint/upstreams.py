@@ -16,6 +16,7 @@ import os
 import random
 import re
 import time
+import warnings
 import zlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class Upstream:
     def from_environment(cls, name: str) -> "Upstream":
         """From <NAME>_MODEL, _BASE_URL (default: OpenAI's), _API_KEY, _MAX_INPUT_TOKENS and _INPUTS.
 
+        Warns where the key would go over the network in clear.
+
         Raises:
             InputError: one is missing or wrong; the variable is named.
         """
@@ -102,7 +105,12 @@ class Upstream:
                 raise InputError(f"no {variable}: put it into .env or the environment; .env.example says what it is")
             if not (value.isascii() and value.isprintable()):
                 raise InputError(f"{variable} holds characters that no HTTP header can carry; mend it in .env")
-        return cls(name, model, base_url, key, _max_input_tokens(name), _inputs(name))
+        upstream = cls(name, model, base_url, key, _max_input_tokens(name), _inputs(name))
+        if upstream.sends_key_in_clear:
+            warnings.warn(
+                f"{url_name} is http on another machine: its key and the prompts go there in clear", stacklevel=2
+            )
+        return upstream
 
     @property
     def proxy(self) -> str | None:

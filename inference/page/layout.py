@@ -67,6 +67,10 @@ class Services:
         """Whether a request comes from the user of this machine."""
         return self.is_local and is_local_request(request.headers, request.client and request.client.host)
 
+    def may_ask_models(self, request: gr.Request) -> bool:
+        """Whether this visitor may spend money on both models and vote: after a login, or from this machine."""
+        return bool(request.username) or self.is_local_user(request)
+
     def takes_feedback(self, request: gr.Request) -> bool:
         """Whether this visitor's feedback is taken."""
         return self.is_local_user(request) if self.feedback is None else self.feedback
@@ -321,7 +325,7 @@ def connect(
     connect_file(services, file, side, scored)
     connect_history(history, one_prompt.prompt)
     if both and services.both_models:
-        connect_both(services.both_models, both, one_prompt.prompt, side)
+        connect_both(services, services.both_models, both, one_prompt.prompt, side)
     connect_checkpoint(services, one_prompt, file, side, decided, kept, scored)
     buttons = [one_prompt.explain, one_prompt.keep, one_prompt.right, one_prompt.wrong, *([both.ask] if both else [])]
     one_prompt.prompt.change(
@@ -589,11 +593,18 @@ def connect_history(tab: HistoryTab, prompt: gr.Textbox) -> None:
     tab.clear.click(None, None, tab.table, js="() => routerPage.clearHistory()", **QUIET)
 
 
-def connect_both(models: BothModels, section: BothSection, prompt: gr.Textbox, side: SidePanel) -> None:
+def connect_both(
+    services: Services, models: BothModels, section: BothSection, prompt: gr.Textbox, side: SidePanel
+) -> None:
     """Stream both answers, then take the vote."""
     voted_on = gr.State("")
+    refusal = html_parts.message("Asked from this machine or after a login only; set ROUTER_PAGE_AUTH.", "warning")
 
-    def on_ask(text: str, *given: float) -> Iterator:
+    def on_ask(request: gr.Request, text: str, *given: float) -> Iterator:
+        if not services.may_ask_models(request):
+            idle = gr.update(interactive=False)
+            yield "", gr.update(visible=True), "", "", refusal, "", idle, idle, ""
+            return
         prices = prices_of(given)
         answers_of = models.ask(text)
         shown = gr.update(visible=True)
@@ -607,6 +618,8 @@ def connect_both(models: BothModels, section: BothSection, prompt: gr.Textbox, s
             answers_of.close()
 
     def on_vote(text: str, vote: str, request: gr.Request) -> str:
+        if not services.may_ask_models(request):
+            return refusal
         try:
             return html_parts.message(models.vote(text, vote.lower(), request.username))
         except (InputError, OSError) as error:

@@ -63,3 +63,10 @@ def test_without_models_in_the_environment_there_is_nothing_to_ask(monkeypatch, 
     monkeypatch.setenv("INFERIOR_API_KEY", "k")
     with pytest.raises(InputError, match="SUPERIOR_MODEL"):
         BothModels.from_environment(tmp_path / "votes.jsonl")
+
+
+def test_a_key_that_goes_to_another_machine_in_clear_is_warned_of(models, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPERIOR_BASE_URL", "http://203.0.113.7/v1")
+    with pytest.warns(UserWarning, match="SUPERIOR_BASE_URL is http on another machine") as caught:
+        BothModels.from_environment(tmp_path / "votes.jsonl")
+    assert len(caught) == 1 and "secret" not in str(caught[0].message)

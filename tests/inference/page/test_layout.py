@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from openai_server import OpenAIServer, stream_of
@@ -425,6 +426,26 @@ def test_a_forwarded_request_writes_no_row_and_sees_no_labelled_prompt(served, c
     wait_for_text(tab, "#noted", "from this machine only")
     context.close()
     assert (served.feedback_file.read_bytes() if served.feedback_file.exists() else b"") == before
+
+
+def test_a_forwarded_request_spends_nothing_on_both_models(served_with_both, chromium):
+    votes = served_with_both.feedback_file.with_name("votes.jsonl")
+    context = chromium.new_context(extra_http_headers={"X-Forwarded-For": "8.8.8.8"})
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    tab.goto(served_with_both.url)
+    wait_until_ready(tab)
+    ask(tab, EASY_PROMPT)
+    tab.click("#ask_both")
+    wait_for_text(tab, "#both", "after a login only")
+    assert tab.get_by_role("button", name="Left is enough").is_disabled()
+    context.close()
+    vote = next(event.fn for event in served_with_both.blocks.fns.values() if event.name == "on_vote")
+    forwarded = {"host": "localhost", "x-forwarded-for": "8.8.8.8"}
+    request = SimpleNamespace(headers=forwarded, client=SimpleNamespace(host="127.0.0.1"), username=None)
+    before = votes.read_bytes() if votes.exists() else b""
+    assert "after a login only" in vote(EASY_PROMPT, "Left is enough", request)
+    assert (votes.read_bytes() if votes.exists() else b"") == before
 
 
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/run/predict", "gradio_api/upload", "gradio_api/queue/join"])
