@@ -45,6 +45,7 @@ LABELLED_FILES_GLOB = "final-datasets/router_dataset_labelled-*.jsonl"
 SAMPLE_FILE = DATASETS_DIR / "sample" / "router_dataset_sample.jsonl"
 
 EVEN_GAIN = 0.15  # gain at which the two routes are worth the same; see probability_from_gain
+MAX_MODERATE_BYTES = 200_000_000  # of a file that is read whole
 SECONDS_BETWEEN_LINES = 5  # of progress, where stderr is no terminal
 
 
@@ -381,15 +382,28 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def read_moderate_file(path: Path) -> bytes:
+    """A file that may be a stranger's: a pipe would never end, and a device fill the memory.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no regular file of moderate size.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_MODERATE_BYTES:
+        raise ValueError(f"not a regular file of at most {MAX_MODERATE_BYTES:,} bytes")
+    return path.read_bytes()
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
         OSError: it can't be read.
-        ValueError: it holds no object, or one nested too deeply to be read.
+        ValueError: it is too large, holds no object, or one nested too deeply to be read.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_moderate_file(path))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):

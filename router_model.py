@@ -9,15 +9,18 @@ Neither gradio nor openai is imported here; torch and transformers only where th
 """
 
 import argparse
+import base64
 import hashlib
+import json
 import os
 import re
 import threading
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,7 +30,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from request_text import is_application_turn, request_text
-from router_data import LABELS, InputError, label_of, read_json_object, write_text_atomically
+from router_data import LABELS, InputError, label_of, read_json_object, read_moderate_file, write_text_atomically
 
 if TYPE_CHECKING:
     import tokenizers
@@ -47,6 +50,11 @@ VALIDATION_FILE = "validation_predictions.jsonl"
 CARD_FILE = "README.md"
 
 CHARACTERS_PER_TOKEN = 12  # more than real text has, so text cut at this length never loses a token that is scored
+MAX_TOKENIZER_CHARACTERS = 64_000_000  # that a tokenizer may make of one prompt; each takes some 20 bytes
+# How many characters a rule of a tokenizer.json makes of one at most; others make fewer, or say it (see `_grown`)
+GROWTH_OF_RULE = {
+    "BertNormalizer": 3, "ByteLevel": 4, "Lowercase": 3, "Metaspace": 3, "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18
+}  # fmt: skip
 MAX_LETTERS = 2000  # characters whose script is looked at
 WORD = re.compile(r"[^\W\d_]{3,}")
 MIN_READABLE_WORDS = 3  # fewer are no request, so a text in an unread script stays whole
@@ -133,11 +141,13 @@ class RouterSettings(BaseModel):
             positions = config.get("max_position_embeddings")
             return cls(max_length=min(512, positions) if isinstance(positions, int) and positions >= 8 else 512)
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_moderate_file(path))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "file"
             raise InputError(f"{path}: {where}: {first['msg']}; copy the checkpoint again") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} can't be read ({error}); copy the checkpoint again") from error
 
     def save(self, folder: Path) -> None:
         """Write the folder's router.json; a reader never sees half of it."""
@@ -198,10 +208,10 @@ class Verdict(BaseModel):
 def _read_evidence(evidence_type: type[Evidence], path: Path) -> Evidence | None:
     """A file that a checkpoint may have; None where it has none, with a warning where it is broken."""
     try:
-        return evidence_type.model_validate_json(path.read_bytes())
+        return evidence_type.model_validate_json(read_moderate_file(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         warnings.warn(f"{path} is not used: {type(error).__name__}", stacklevel=3)
         return None
 
@@ -319,8 +329,9 @@ class PromptEncoder:
         self._scripts = scripts
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
-        self._empty = empty = tokenizer.encode("").ids
-        full = tokenizer.encode("a").ids
+        with _named_faults():
+            self._empty = empty = tokenizer.encode("").ids
+            full = tokenizer.encode("a").ids
         self._prefix = next((i for i, (a, b) in enumerate(zip(empty, full, strict=False)) if a != b), len(empty))
         self._suffix = len(empty) - self._prefix
 
@@ -341,18 +352,15 @@ class PromptEncoder:
             stands for, start and end (equal for special tokens).
         """
         text = self._readable(request_text(prompt))
-        encoding = self.tokenizer.encode(text)
+        with _named_faults():
+            encoding = self.tokenizer.encode(text)
         return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        try:
+        with _named_faults():
             if len(texts) == 1:  # the tokenizer's threads take longer to wake than one text takes
                 return [self.tokenizer.encode(texts[0]).ids] if texts[0] else [self._empty]
             return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
-        except BaseException as error:  # a panic, for example over a regular expression without end, is no Exception
-            if type(error).__name__ != "PanicException":
-                raise
-            raise InputError(f"the checkpoint's tokenizer can't read a prompt: {error}") from None
 
     def _join_turns(self, pair: tuple[str, str], earlier: list[int], last: list[int]) -> Encoded:
         before = earlier[self._prefix : len(earlier) - self._suffix]
@@ -404,6 +412,17 @@ class PromptEncoder:
         words = WORD.findall(kept)
         share = sum(map(len, words)) / sum(map(str.isalpha, text))
         return kept if len(words) >= MIN_READABLE_WORDS and share >= MIN_READABLE_SHARE else None
+
+
+@contextmanager
+def _named_faults() -> Iterator[None]:
+    """Whatever a tokenizer raises, as an InputError; its panics (a regular expression without end) are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"the checkpoint's tokenizer can't read a prompt: {error}") from None
 
 
 def readable_scripts(tokenizer: "tokenizers.Tokenizer") -> list[str]:
@@ -487,17 +506,24 @@ class Router:
                 f"{folder.name} was fine-tuned from {settings.base_model}, not {hf_model_name}; its own files are used",
                 stacklevel=2,
             )
-        encoder = PromptEncoder(load_tokenizer(folder, hf_model_name), settings.max_length, settings.scripts)
+        tokenizer = load_tokenizer(folder, hf_model_name, settings.max_length)
+        encoder = PromptEncoder(tokenizer, settings.max_length, settings.scripts)
         if backend is None:
             backend = _backend_for(folder, settings)
         elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
             raise InputError(f"{fault}; make it: python3 finetuning_model/export_onnx.py --model_save_dir {folder}")
         model: ForwardPass
-        if backend == "onnx":
-            model = OnnxModel(folder / str(settings.onnx_file))
-        else:
-            model = TorchModel(_load_torch_model(folder), config.get("pad_token_id") or 0)
-        return cls(settings, encoder, model, backend, folder)
+        try:
+            if backend == "onnx":
+                model = OnnxModel(folder / str(settings.onnx_file))
+            else:
+                model = TorchModel(_load_torch_model(folder), config.get("pad_token_id") or 0)
+            return cls(settings, encoder, model, backend, folder)
+        except InputError:
+            raise
+        except Exception as error:  # of either library, where the files don't fit one another
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{folder} can't score a prompt ({reason}); copy the checkpoint again") from error
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any, settings: RouterSettings) -> "Router":
@@ -637,19 +663,23 @@ def _short_name(model_name: str) -> str:
     return model_name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def load_tokenizer(folder: Path, hf_model_name: str | None = None) -> "tokenizers.Tokenizer":
+def load_tokenizer(folder: Path, hf_model_name: str | None = None, max_length: int = 512) -> "tokenizers.Tokenizer":
     """The tokenizer in a checkpoint's folder, else that of `hf_model_name`.
 
     Raises:
-        InputError: neither can be had.
+        InputError: neither can be had, or its rules could take all memory.
     """
     from tokenizers import Tokenizer
 
-    if (folder / "tokenizer.json").exists():
+    path = folder / "tokenizer.json"
+    for other in sorted({path, *folder.glob("tokenizer.*.json")}):  # transformers takes one for its version
+        if other.exists():
+            text = _checked_tokenizer(other, max_length)
+    if path.exists():
         try:
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return Tokenizer.from_str(text)
         except Exception as error:  # tokenizers has no error of its own
-            raise InputError(f"{folder / 'tokenizer.json'}: {error}; copy the checkpoint again") from error
+            raise InputError(f"{path}: {error}; copy the checkpoint again") from error
     from transformers import AutoTokenizer
 
     own = any((folder / name).exists() for name in ("tokenizer_config.json", "vocab.txt"))
@@ -668,9 +698,79 @@ def load_tokenizer(folder: Path, hf_model_name: str | None = None) -> "tokenizer
         ) from error
 
 
+def _checked_tokenizer(path: Path, max_length: int) -> str:
+    """The text of a tokenizer.json whose rules keep what they make of a prompt within memory.
+
+    Rust's memory is not Python's: a rule that writes a thousand characters for one ends the process, with no error.
+
+    Raises:
+        InputError: they don't, or the file is none.
+    """
+    try:
+        text = read_moderate_file(path).decode()
+        size = longest_text(json.loads(text, object_pairs_hook=_without_repeated_keys), max_length)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a tokenizer ({reason}); copy the checkpoint again") from error
+    if size > MAX_TOKENIZER_CHARACTERS:
+        raise InputError(
+            f"{path}: its rules may make {size:.0e} characters of one prompt, more than memory holds; "
+            "load checkpoints of people you trust only"
+        )
+    return text
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a repeated key another reader might take another value."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return fields
+
+
+def longest_text(tokenizer: dict, max_length: int) -> float:
+    """How many characters the rules of a tokenizer.json may make of a prompt or of a token, at most."""
+    model = tokenizer["model"]
+    named = [str(model.get(name) or "") for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix")]
+    if model.get("unk_id") is not None:
+        named.append(str(model["vocab"][model["unk_id"]][0]))
+    name = max(16, *map(len, named))  # of what may stand for a single character
+    tokens = sum(len(token["content"]) for token in tokenizer.get("added_tokens") or ())
+    size = float(max(2 * CHARACTERS_PER_TOKEN * max_length, tokens))
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        size = _grown(size, tokenizer.get(part))
+    return max(size * name / 16, _grown(float(tokens + max_length), tokenizer.get("decoder")))
+
+
+def _grown(size: float, rule: dict | None) -> float:
+    """How long a text of this length may be after one rule of a tokenizer.json, and those within it."""
+    if rule is None:
+        return size
+    kind = rule["type"]
+    if kind == "Sequence":
+        for name in ("normalizers", "pretokenizers", "processors", "decoders"):
+            for inner in rule.get(name) or ():
+                size = _grown(size, inner)
+        return size
+    if kind == "Prepend":
+        return size + len(rule["prepend"])
+    if kind == "Replace":  # a regular expression may match between any two characters
+        replaced = len(rule["pattern"].get("String") or "")
+        return size * max(1, len(rule["content"]) / replaced if replaced else 1 + len(rule["content"]))
+    if kind == "Precompiled":  # sentencepiece's: a trie behind its length, then the replacements
+        table = base64.b64decode(rule.get("precompiled_charsmap") or "")
+        return size * max(1, *map(len, table[4 + int.from_bytes(table[:4], "little") :].split(b"\0")))
+    if kind == "TemplateProcessing":
+        pieces = [piece for template in (rule["single"], rule["pair"]) for piece in template]
+        special = [rule["special_tokens"][piece["SpecialToken"]["id"]] for piece in pieces if "SpecialToken" in piece]
+        copies = sum("Sequence" in piece for piece in rule["single"])
+        return size * max(1, copies) + sum(len(token["ids"]) + len("".join(token["tokens"])) for token in special)
+    return size * GROWTH_OF_RULE.get(kind, 1)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files with the checkpoint's weights."""
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -699,7 +799,7 @@ def onnx_fault(folder: Path, settings: RouterSettings) -> str | None:
     if not settings.onnx_file:
         return f"{folder} has no ONNX file"
     path = folder / settings.onnx_file
-    if not path.exists():
+    if not path.is_file():
         return f"{path} is missing"
     weights = weight_files(folder)
     if not settings.onnx or settings.onnx.file != fingerprint([path]):

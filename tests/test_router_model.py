@@ -1,19 +1,23 @@
 """The checkpoint: what is loaded and what is refused, how prompts and conversations are read, who may call it."""
 
 import argparse
+import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EASY, FILLER, HARD, PROMPTS, ROOT, random_bert, save_checkpoint, tiny_tokenizer
 
 from finetuning_model import export_onnx as export
-from router_data import INFERIOR, LABELS, SUPERIOR, InputError
+from router_data import INFERIOR, LABELS, MAX_MODERATE_BYTES, SUPERIOR, InputError, read_moderate_file
 from router_model import (
+    MAX_TOKENIZER_CHARACTERS,
     OnnxModel,
     PromptEncoder,
     Router,
@@ -27,6 +31,7 @@ from router_model import (
     check_threshold,
     fingerprint,
     load_tokenizer,
+    longest_text,
     newest_checkpoint,
     pad_rows,
     parse_router_model,
@@ -278,8 +283,23 @@ def test_torn_weights_and_a_torn_tokenizer_are_one_line(tiny_checkpoint):
         assert "\n" not in str(caught.value)
 
 
+def test_files_that_do_not_fit_one_another_are_one_line(tiny_checkpoint, copy):
+    path = tiny_checkpoint / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["model"]["vocab"] |= {"[UNK]": 999}
+    path.write_text(json.dumps(fields))
+    settings = json.loads((copy / "router.json").read_text())
+    (copy / settings["onnx_file"]).write_bytes(b"no graph")
+    settings["onnx"]["file"] = fingerprint([copy / settings["onnx_file"]])
+    (copy / "router.json").write_text(json.dumps(settings))
+    for folder in (tiny_checkpoint, copy):
+        with pytest.raises(InputError, match="can't score a prompt") as caught:
+            Router.load(folder)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_panic_of_the_tokenizer_is_an_error_like_others():
-    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
     tokenizer = tiny_tokenizer(EASY).backend_tokenizer
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa|aaa)+$"), "isolated")
@@ -287,6 +307,97 @@ def test_a_panic_of_the_tokenizer_is_an_error_like_others():
     for prompts in (["a" * 200 + "b"], ["a" * 200 + "b", "apple"]):
         with pytest.raises(InputError, match="tokenizer can't read a prompt"):
             encoder.encode(prompts)
+    with pytest.raises(InputError, match="tokenizer can't read a prompt"):
+        encoder.with_offsets(prompts[0])
+    tokenizer.normalizer = normalizers.Prepend("a" * 200 + "b")
+    with pytest.raises(InputError, match="tokenizer can't read a prompt"):
+        PromptEncoder(tokenizer, 64)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "☃"}, "content": "x" * 100_000}
+DOUBLE = {"type": "Replace", "pattern": {"String": "☃"}, "content": "☃☃"}
+CHARSMAP = base64.b64encode(b"\4\0\0\0trie" + b"x" * 100_000 + b"\0y\0").decode()
+TEMPLATE = {
+    "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 100_000,
+}  # fmt: skip
+BOMBS = {
+    "one long rule": {"normalizer": REPLACE},
+    "an expression": {"normalizer": REPLACE | {"pattern": {"Regex": "☃?"}}},
+    "many short rules": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 40}},
+    "rules within rules": {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [REPLACE]}]}
+    },
+    "sentencepiece's table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
+    "bytes of bytes": {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        ] * 20}
+    },
+    "many copies": {"post_processor": TEMPLATE},
+    "the decoder": {"decoder": {"type": "Sequence", "decoders": [DOUBLE] * 40}},
+    "a rule without its kind": {"normalizer": {name: REPLACE[name] for name in ("pattern", "content")}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_tokenizer_whose_rules_could_take_all_memory_is_refused(tiny_checkpoint, bomb):
+    path = tiny_checkpoint / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | BOMBS[bomb]))
+    with pytest.raises(InputError, match="more than memory holds|is not a tokenizer") as caught:
+        Router.load(tiny_checkpoint)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_tokenizer_calls_an_unknown_word_may_not_be_long(tiny_checkpoint):
+    path = tiny_checkpoint / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    long = "u" * 1_000_000
+    fields["model"] |= {"unk_token": long, "vocab": fields["model"]["vocab"] | {long: len(fields["model"]["vocab"])}}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match="more than memory holds"):
+        Router.load(tiny_checkpoint)
+
+
+def test_no_reader_of_a_tokenizer_sees_other_rules_than_the_check(tiny_checkpoint):
+    path = tiny_checkpoint / "tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"normalizer":', f'"normalizer": {json.dumps(REPLACE)}, "normalizer":', 1))
+    with pytest.raises(InputError, match="a key stands twice"):
+        Router.load(tiny_checkpoint)
+    path.rename(tiny_checkpoint / "tokenizer.4.0.0.json")  # tokenizer_config.json may name it
+    with pytest.raises(InputError, match="tokenizer.4.0.0.json is not a tokenizer"):
+        Router.load(tiny_checkpoint)
+
+
+def test_the_rules_of_the_usual_encoders_pass():
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    table = base64.b64encode(b"\4\0\0\0trie" + "صلى الله عليه وسلم".encode() + b"\0").decode()
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    xlm = [{"type": "Precompiled", "precompiled_charsmap": table}, spaces]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    llama = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    for rules in (
+        {"normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level, "decoder": byte_level},
+        {"normalizer": {"type": "Sequence", "normalizers": xlm}, "pre_tokenizer": metaspace, "decoder": metaspace},
+        {"normalizer": {"type": "Sequence", "normalizers": llama}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}, spaces]}},
+    ):
+        assert longest_text({"model": {"unk_token": "<unk>"}} | rules, 8192) <= MAX_TOKENIZER_CHARACTERS
+
+
+def test_pipes_devices_and_endless_files_of_a_checkpoint_are_refused(tiny_checkpoint):
+    for name in ("config.json", "router.json", "tokenizer.json"):
+        whole = (tiny_checkpoint / name).read_bytes()
+        os.truncate(tiny_checkpoint / name, MAX_MODERATE_BYTES + 1)
+        with pytest.raises(InputError, match="not a regular file of at most") as caught:
+            Router.load(tiny_checkpoint)
+        assert name in str(caught.value)
+        (tiny_checkpoint / name).write_bytes(whole)
+    os.mkfifo(tiny_checkpoint / "fifo")
+    for path in (tiny_checkpoint / "fifo", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="not a regular file"):
+            read_moderate_file(path)
 
 
 def test_the_newest_finished_checkpoint_is_found_and_no_rehearsal(tmp_path):
