@@ -49,6 +49,11 @@ COUNT_TOKENS = Api("count_tokens", "/messages/count_tokens", is_anthropic=True, 
 APIS = {api.path: api for api in (CHAT, RESPONSES, MESSAGES, COUNT_TOKENS)}
 
 
+def below_v1(path: str) -> str:
+    """A path without the /v1 that clients may leave out; a first part that only begins so, as /v1x, stays."""
+    return path.removeprefix("/v1") if f"{path}/".startswith("/v1/") else path
+
+
 @dataclass(eq=False)
 class ApiError(Exception):
     """A request that the router itself refuses or can't serve.

@@ -18,7 +18,17 @@ from typing import Any
 
 import prometheus_client
 
-from inference.endpoint.apis import APIS, ApiError, Headers, Receive, Scope, Send, respond, respond_with_error
+from inference.endpoint.apis import (
+    APIS,
+    ApiError,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    below_v1,
+    respond,
+    respond_with_error,
+)
 from inference.endpoint.bodies import BodyReader
 from inference.endpoint.exchange import Exchange, OtherExchange
 from inference.endpoint.records import LOG, DecisionLog, Metrics, Record
@@ -132,7 +142,7 @@ class EndpointApp:
             await self._lifespan(receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        path = scope["path"].rstrip("/").removeprefix("/v1") or "/"
+        path = below_v1(scope["path"].rstrip("/")) or "/"
         api = APIS.get(path)
         access = self.settings.access
         if access.allows_origin(headers):

@@ -18,6 +18,7 @@ from inference.endpoint.apis import (
     Receive,
     Scope,
     Send,
+    below_v1,
     respond_with_error,
 )
 from inference.endpoint.bodies import Body, ClientGone
@@ -277,7 +278,7 @@ class OtherExchange(_Exchange):
     async def _serve(self) -> None:
         async with self.app.bodies.read(self.headers, self.receive) as body, self._while_connected():
             self.record.upstream = await self._upstream()
-            raw_path = self.scope["raw_path"].decode("latin-1").removeprefix("/v1")
+            raw_path = below_v1(self.scope["raw_path"].decode("latin-1"))
             sent = body if body.size else None
             method, query = self.scope["method"], self.scope["query_string"]
             request = UpstreamRequest(method, raw_path, self._headers_for_upstream(), query, sent)
@@ -285,7 +286,8 @@ class OtherExchange(_Exchange):
 
     async def _upstream(self) -> Upstream:
         app, parts = self.app, self.path.split("/")[1:]
-        if any(part in (".", "..") for part in parts):
+        # a path without a slash before it would go on with the name of the server
+        if not self.path.startswith("/") or any(part in (".", "..") for part in parts):
             raise ApiError(404, "not_found", f"not found; {SERVED}")
         self._check_page()
         if parts[0] == "responses" and len(parts) > 1:

@@ -186,6 +186,15 @@ def test_other_paths_go_where_a_flag_says(router, upstream):
         assert "admin" not in "".join(upstream.paths)
 
 
+@pytest.mark.parametrize("path", ["/v1:{port}/files", "/v1@127.0.0.1:{port}/files", "*@127.0.0.1:{port}/files"])
+def test_no_path_goes_on_with_the_name_of_the_server(router, upstream, path):
+    """Where an address ends in the server's name, what follows it would lead elsewhere, and the key with it."""
+    request = f"GET {path.format(port=upstream.port)} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with endpoint(router, urls=["http://127.0.0.1"] * 2, other_paths="superior", retries=0) as running:
+        assert b" 200 " not in running.raw(request.encode()).split(b"\r\n")[0]
+    assert upstream.paths == []
+
+
 def test_other_names_mean_the_models_that_the_operator_says(router, upstream):
     with endpoint(
         router, upstream, aliases={"gpt-4o": "router", "gpt-4o-mini": "inferior", "o9": "router-0"}
