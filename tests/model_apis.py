@@ -59,8 +59,11 @@ def speaks_all(path: str, payload: bytes) -> Answer | None:
         return None
     body = json.loads(payload) if payload else {}
     text = f"I am {body.get('model')}"
-    if path == "/messages/count_tokens":
-        return Answer({"input_tokens": 7})
+    if path in ("/messages/count_tokens", "/responses/input_tokens"):
+        return Answer({"input_tokens": 7, "object": "response.input_tokens"})
+    if path == "/responses/compact":
+        item = {"type": "compaction", "id": "cmp_1", "encrypted_content": text}
+        return Answer(response_object(body["model"], text) | {"object": "response.compaction", "output": [item]})
     if path == "/responses":
         return (
             response_stream(body["model"], text) if body.get("stream") else Answer(response_object(body["model"], text))

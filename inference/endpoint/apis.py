@@ -32,7 +32,7 @@ class Api:
         path: below /v1 of the endpoint and below each upstream's base URL.
         conversation: the field of the body with the conversation.
         is_anthropic: whether errors, keys and versions are in Anthropic's form, else in OpenAI's.
-        generates: whether a model answers; else a request is only measured.
+        generates: whether a model answers; else a conversation is only measured or compacted.
     """
 
     name: str
@@ -46,7 +46,9 @@ CHAT = Api("chat", "/chat/completions")
 RESPONSES = Api("responses", "/responses", conversation="input")
 MESSAGES = Api("messages", "/messages", is_anthropic=True)
 COUNT_TOKENS = Api("count_tokens", "/messages/count_tokens", is_anthropic=True, generates=False)
-APIS = {api.path: api for api in (CHAT, RESPONSES, MESSAGES, COUNT_TOKENS)}
+INPUT_TOKENS = Api("input_tokens", "/responses/input_tokens", conversation="input", generates=False)
+COMPACT = Api("compact", "/responses/compact", conversation="input", generates=False)
+APIS = {api.path: api for api in (CHAT, RESPONSES, MESSAGES, COUNT_TOKENS, INPUT_TOKENS, COMPACT)}
 
 
 def below_v1(path: str) -> str:

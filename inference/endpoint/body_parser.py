@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from json.decoder import scanstring  # type: ignore[attr-defined]
 
-from inference.endpoint.apis import RESPONSES, Api, ApiError
+from inference.endpoint.apis import Api, ApiError
 from inference.sessions import MAX_SCORED_TURNS
 from request_text import messages_in
 from router_data import InputError
@@ -157,10 +157,10 @@ def _key(text: str, at: int) -> tuple[str, int]:
 def _read_conversation(body: dict, api: Api, max_length: int, request: ParsedRequest) -> None:
     """The user's turns into `request`, or why there are none."""
     conversation = messages_in({api.conversation: body.get(api.conversation)})
-    if conversation is None and api == RESPONSES:
+    if conversation is None and api.conversation == "input":
         return  # a stored prompt, or a stored conversation goes on
     if not isinstance(conversation, list):
-        form = "a text or a list" if api == RESPONSES else "a list"
+        form = "a text or a list" if api.conversation == "input" else "a list"
         request.turns_fault = f"`{api.conversation}` is missing or not {form}"
         return
     try:
@@ -193,7 +193,7 @@ def _shortened(turn: str, half: int) -> str:
 
 
 def _read_stored_id(body: dict, api: Api, request: ParsedRequest) -> None:
-    if api != RESPONSES:
+    if api.conversation != "input":
         return
     previous, conversation = body.get("previous_response_id"), body.get("conversation")
     if isinstance(conversation, dict):

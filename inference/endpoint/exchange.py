@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 INLINE_SCORING_MAX_CHARACTERS = 1000  # characters of a prompt that is scored in a few milliseconds
 SERVED = (
-    "there are POST /v1/chat/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens, GET /v1/models, "
-    "/health and /metrics"
+    "there are POST /v1/chat/completions, /v1/responses (also /input_tokens and /compact), /v1/messages (also "
+    "/count_tokens), GET /v1/models, /health and /metrics"
 )
 LAST_EVENTS = {RESPONSES.name: b"response.completed", MESSAGES.name: b"message_stop"}  # of a stream
 
@@ -84,7 +84,8 @@ class _Exchange:
             record.ended = time.perf_counter()
             if self._span:
                 app.settings.tracing.end(self._span, record)  # type: ignore[union-attr]
-            app.finish(record, self.job)
+            # The answer's last bytes leave at the end of this turn of the event loop; what is kept of it can wait for them
+            asyncio.get_running_loop().call_soon(app.finish, record, self.job)
 
     @property
     def raw_headers(self) -> Headers:

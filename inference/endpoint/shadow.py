@@ -64,7 +64,9 @@ class Shadow:
 
     def job_for(self, record: Record, parsed: ParsedRequest, request: UpstreamRequest, other: Upstream) -> Job | None:
         """A job, where this request is drawn; decided before its answer comes, so that the answer can be kept."""
-        if self.left <= 0 or random.random() >= self.share or record.decision is None or request.body is None:
+        if self.left <= 0 or random.random() >= self.share or request.body is None:
+            return None
+        if record.decision is None or not record.is_answer:
             return None
         too_many = len(self._jobs) >= MAX_WAITING or request.body.size > MAX_REQUEST_BYTES
         if too_many or parsed.stored_id or other.lacks(parsed.inputs, parsed.tokens) or self._is_paused(other):

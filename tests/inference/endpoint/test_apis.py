@@ -61,6 +61,17 @@ def test_responses_are_routed_by_what_the_user_says(all_apis, upstream, prompt, 
     assert stream[-1].response.model == model
 
 
+@pytest.mark.parametrize(("prompt", "side", "model"), PROMPTS)
+def test_input_is_counted_and_compacted_where_it_would_be_answered(all_apis, upstream, prompt, side, model):
+    responses = all_apis.client.responses
+    counted = responses.input_tokens.with_raw_response.count(model="router", input=prompt)
+    assert counted.headers["x-router-model"] == side and counted.parse().input_tokens == 7
+    compacted = responses.compact(model="router", input=[{"role": "user", "content": prompt}])
+    assert compacted.output[0].encrypted_content == f"I am {model}"
+    assert upstream.paths == ["/v1/responses/input_tokens", "/v1/responses/compact"]
+    assert not [name for name in all_apis.metrics() if name.startswith("router_decisions_total")]  # nobody answered
+
+
 def test_a_responses_bytes_pass_as_they_are(all_apis, upstream):
     for path, raw, answer in (
         ("/v1/responses", b'{ "stream":true,\n "input":"the apple", "model" : "router" }',

@@ -99,7 +99,9 @@ def test_trouble_that_clients_meet_counts_too(shadowed, upstream, log):
 def test_only_decisions_of_the_routers_are_shadowed(router, upstream, log):
     inferior = {"inputs": frozenset({"text"})}
     flags = {"decision_log": log, "log_prompts": True, "shadow_share": 1.0, "inferior": inferior}
+    upstream.other_path = speaks_all
     with endpoint(router, upstream, **flags) as running:
+        running.post({"model": "router", "messages": [user(EASY_PROMPT)]}, "/v1/messages/count_tokens")  # no answer
         running.ask(EASY_PROMPT, "inferior")
         running.ask([{"role": "system", "content": "x"}])
         running.ask([user([PICTURE, {"type": "text", "text": HARD_PROMPT}])])  # the other one can't take it
@@ -107,6 +109,7 @@ def test_only_decisions_of_the_routers_are_shadowed(router, upstream, log):
         running.ask(EASY_PROMPT)  # both were asked already
         wait_until(lambda: len(rows_in(log)) == 3)
     assert [body["model"] for body in upstream.bodies] == ["small", "large", "large", "small", "large"]
+    assert upstream.paths.count("/v1/messages/count_tokens") == 1
 
 
 def test_compressed_answers_are_read(shadowed, upstream, log):
