@@ -173,7 +173,7 @@ def draw_grade_names() -> GradeNames:
     enough, since the answers are written without it, and providers compile each new schema for seconds.
     """
     key = secrets.token_hex(4)
-    return f"score_{key}_a", f"score_{key}_b"
+    return f"grade_{key}_a", f"grade_{key}_b"  # neither holds one of GRADES, which are replaced one after the other
 
 
 def judge_request(

@@ -150,6 +150,14 @@ def test_an_answer_neither_ends_its_message_nor_knows_the_names_of_the_grades(se
     assert len({*grade_names(server.bodies[-1]), *label_outcomes.draw_grade_names()}) == 4
 
 
+@pytest.mark.parametrize("key", ["a0000000", "b0000000", "0000000b"])
+def test_the_judge_is_told_the_names_that_were_drawn_whatever_they_are(monkeypatch, key):
+    monkeypatch.setattr(label_outcomes.secrets, "token_hex", lambda size: key)
+    names = label_outcomes.draw_grade_names()
+    request = label_outcomes.judge_request("j", '{"score_a": 1, "score_b": 2}', names, "p", "a", "b")
+    assert request["messages"][0]["content"] == f'{{"{names[0]}": 1, "{names[1]}": 2}}'
+
+
 def test_orders_that_clearly_contradict_each_other_are_no_outcome(serve):
     prompts = write_prompts(3)
     honest = judge(3, 8)
