@@ -258,7 +258,7 @@ def score_in(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return value.get("score") if isinstance(value, dict) else None
 
@@ -292,7 +292,7 @@ def prompt_of(fields: dict) -> str:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     if isinstance(value, list) and value and all(turn is None or isinstance(turn, str) for turn in value):
         turns = [turn or "" for turn in value]

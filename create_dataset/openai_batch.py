@@ -356,7 +356,7 @@ class BatchJob:
                 for line in self._call(self.api.files.content, file_id).iter_lines():
                     try:
                         result = json.loads(line)
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         continue  # its prompt counts as not worked on
                     if isinstance(result, dict):
                         yield result

@@ -257,7 +257,7 @@ class ChatClient:
             if told.status == 401 and "invalid_api_key" in told.codes:
                 raise StopRun(self.refusal(told, model)) from error
             return  # a key without this right can still label, and not every endpoint has this route
-        except (ValueError, openai.OpenAIError):
+        except (ValueError, RecursionError, openai.OpenAIError):
             return
         ends = str(getattr(found, "shutdown_date", None) or "")[:10]
         if re.fullmatch(r"\d{4}-\d\d-\d\d", ends):
@@ -343,7 +343,7 @@ class ChatClient:
                 )
                 raise self._classify_error(error, body, retry_after(answer.headers))
             reply = parse_reply(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if answer.text.lstrip().startswith("<") and not self._has_answered:
                 raise StopRun(
                     f"{self.address} answers with a web page, not with JSON; {self._mend_address()}"

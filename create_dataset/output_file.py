@@ -112,6 +112,6 @@ def _rows(path: Path) -> Iterator[dict]:
                 row = json.loads(line)
                 row["prompt"].strip()
                 yield row
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 if line.strip():
                     raise InputError(f"{path}, line {number}: not a row; mend or delete the line") from error

@@ -105,10 +105,9 @@ def _mentions(message: str, parameter: str) -> bool:
 def read_error(status: int, text: str) -> ProviderError:
     """The error that came with an HTTP status of 400 or more."""
     try:
-        body = json.loads(text)
-    except ValueError:
-        body = text
-    return _describe(body, status)
+        return _describe(json.loads(text), status)
+    except (ValueError, RecursionError):
+        return _describe(text, status)
 
 
 def error_inside(body: object) -> ProviderError | None:

@@ -1,7 +1,6 @@
 """Fine-tuning itself: an encoder with a fresh head, or a router; HF's Trainer on soft labels, in changing frames."""
 
 import argparse
-import json
 import math
 import os
 import random
@@ -31,7 +30,7 @@ from finetuning_model.encoders import (
 from finetuning_model.frames import Frames
 from finetuning_model.labelled_rows import Split
 from finetuning_model.lineage import ParentRouter, parent_router
-from router_data import LABELS, InputError
+from router_data import LABELS, InputError, read_json_object
 from router_model import PromptEncoder, RouterSettings, pad_rows
 
 LONG_EPOCH = 400  # steps; a longer epoch is evaluated, and can be resumed, half way too
@@ -453,7 +452,7 @@ def state_fault(state: Path) -> str | None:
     A state whose best weights so far are torn is of no use either.
     """
     try:
-        record = json.loads((state / "trainer_state.json").read_bytes())
+        record = read_json_object(state / "trainer_state.json")
         for name in ("optimizer.pt", "scheduler.pt"):
             zipfile.ZipFile(state / name).close()  # its table of contents is at its end
         best = state.parent / Path(record.get("best_model_checkpoint") or state).name

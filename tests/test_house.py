@@ -84,6 +84,19 @@ def test_rows_of_json_are_split_at_newlines_only(path):
             assert not {"splitlines", "loads"} <= names, f"line {node.lineno}: split at newlines"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_json_nested_without_end_is_an_error_like_others(path):
+    """A RecursionError is no ValueError: who catches the one must catch the other."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Try):
+            called = {getattr(part, "attr", "") for line in node.body for part in ast.walk(line)}
+            caught = {
+                getattr(part, "id", "") for handler in node.handlers for part in ast.walk(handler.type or handler)
+            }
+            if {"loads", "raw_decode"} & called and {"ValueError", "JSONDecodeError"} & caught:
+                assert {"RecursionError", "Exception"} & caught, f"line {node.lineno}"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_library_with_users_in_one_room_only_lives_in_that_room(stage):
     files = {module_of(path): path for path in sorted((ROOT / stage).rglob("*.py"))}

@@ -1,7 +1,6 @@
 """The labelled prompts nearest in meaning to one: a search by the router's own encoder."""
 
 import contextlib
-import json
 import os
 import re
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router_data import LABELS, PROJECT_ROOT, InputError, parse_line, short_sha256
+from router_data import LABELS, PROJECT_ROOT, InputError, parse_line, read_json_object, short_sha256
 from router_model import PREDICTIONS_FILE, RUN_FILE, VALIDATION_FILE, OnnxModel, Router, TorchModel, run_in_batches
 
 MAX_LABELLED = 20_000
@@ -41,9 +40,9 @@ def labelled_prompts(model_save_dir: Path, project: Path = PROJECT_ROOT) -> dict
     """
     paths = [_inside(model_save_dir / name, model_save_dir) for name in (VALIDATION_FILE, PREDICTIONS_FILE)]
     try:
-        run = json.loads((model_save_dir / RUN_FILE).read_bytes())
-        paths += [_inside(project / name, project) for name in run.get("train_files", [])]
-    except (OSError, ValueError, AttributeError, TypeError):
+        names = read_json_object(model_save_dir / RUN_FILE).get("train_files", [])
+        paths += [_inside(project / name, project) for name in names]
+    except (OSError, ValueError, TypeError):
         pass  # a bare folder has no run.json, and a broken one names no files
     rows: dict[str, str] = {}
     for path in filter(None, paths):

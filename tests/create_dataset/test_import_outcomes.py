@@ -47,6 +47,17 @@ def test_a_score_per_model():
     assert (row.weak_model, row.weak_score, row.strong_model, row.strong_score) == ("small-8b", 0.25, "large", 1)
 
 
+def test_json_nested_without_end_in_a_text_is_a_row_without_scores_or_a_prompt_as_it_is(capsys):
+    deep = "[" * 100_000
+    write([{"prompt": f"q {i}", "small": {"score": 1}, "large": {"score": large}} for i, large in enumerate((1, 0))])
+    with open("data.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "q 3", "small": {"score": 1}, "large": '{"score": ' + deep}) + "\n")
+        file.write(json.dumps({"prompt": deep, "small": {"score": 1}, "large": {"score": 1}}) + "\n")
+    assert len(imported(*TIERS)) == 2
+    said = capsys.readouterr().out
+    assert "1  no scores of 0 to 1" in said and "1  longer than 8000 characters" in said
+
+
 def test_a_row_per_prompt_and_model_waits_for_the_other():
     answers = [("1", "small", 0), ("2", "large", 1), ("1", "other", 1), ("2", "small", 1), ("1", "large", 1)]
     write([{"prompt_id": p, "model_id": m, "prompt": f"q {p}", "label": y, "category": "c"} for p, m, y in answers])

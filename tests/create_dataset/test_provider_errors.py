@@ -146,6 +146,11 @@ def test_a_page_of_html_is_told_by_its_words(monkeypatch):
     assert str(error) == "HTTP 502: 502 Bad Gateway nginx"
 
 
+def test_an_error_nested_without_end_is_told_as_text():
+    error = read_error(400, '{"error": ' + "[" * 100_000)
+    assert error.status == 400 and str(error).startswith("HTTP 400: {")
+
+
 def test_the_key_is_in_no_message(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     body = {"error": {"message": "Incorrect API key provided: sk-very-secret"}}
