@@ -438,8 +438,11 @@ class RowAppender:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
             descriptor = os.open(self.path, flags, 0o600)
             self._file = os.fdopen(descriptor, "rb+", buffering=0)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
                 raise InputError(f"cannot write {self.path}: not a regular file")
+            if os.name == "posix" and mode & 0o077:
+                warnings.warn(f"other users of this machine can read {self.path}: chmod 600 {self.path}", stacklevel=2)
             truncate_partial_line(self._file, self.path, set(own_fields))
         except OSError as error:
             reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror

@@ -1,6 +1,7 @@
 """What several tests share: tiny checkpoints made on the spot, and a browser."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from router_data import INFERIOR, LABELS, SUPERIOR, label_of, write_rows
+
+os.umask(0o077)  # as the programs do: what tests write is for their user only
 
 EASY = ["apple", "bread", "chair", "door", "egg", "fish"]
 HARD = ["zorp", "quix", "vlam"]  # the made-up words that make a prompt hard

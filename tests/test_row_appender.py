@@ -62,6 +62,16 @@ def test_links_and_what_is_no_file_are_refused(tmp_path):
     assert secret.read_bytes() == WHOLE
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
+def test_a_file_that_others_can_read_is_warned_of_and_goes_on(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append(path, {"time": "t", "router_score": 0.5})
+    path.chmod(0o666)
+    with pytest.warns(UserWarning, match=f"can read {path}: chmod 600 {path}"):
+        append(path, {"time": "t", "router_score": 0.5})
+    assert path.read_bytes() == WHOLE * 2 and path.stat().st_mode & 0o777 == 0o666
+
+
 def test_retry_after_is_read_in_all_its_forms():
     in_a_minute = (datetime.now(UTC) + timedelta(seconds=60)).strftime("%a, %d %b %Y %H:%M:%S GMT")
     for headers, seconds in (
