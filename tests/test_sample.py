@@ -30,8 +30,11 @@ def rows():
 def probe_prompts() -> list[str]:
     pairs = [json.loads(line) for line in (PROBES / "ordered_pairs.jsonl").read_text().splitlines()]
     ladders = [json.loads(line) for line in (PROBES / "ladders.jsonl").read_text().splitlines()]
-    return [each[side] for each in pairs for side in ("easier", "harder")] + [
-        p for each in ladders for p in each["prompts"]
+    typed = [json.loads(line) for line in (PROBES / "typed_requests.jsonl").read_text().splitlines()]
+    return [
+        *(each[side] for each in pairs for side in ("easier", "harder")),
+        *(p for each in ladders for p in each["prompts"]),
+        *(each["prompt"] for each in typed),
     ]
 
 
