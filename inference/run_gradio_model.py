@@ -20,16 +20,18 @@ import argparse
 import os
 import socket
 import sys
+import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from inference.page.guard import LOOPBACK_NAMES, Guard
+from inference.page.guard import LOOPBACK_NAMES, Guard, is_loopback
 from router_data import DATASETS_DIR, INFERIOR, TIER_COLORS, InputError, program_parser, run_script
 from router_model import Router, add_router_flags, check_threshold, newest_checkpoint, read_config
 
@@ -45,6 +47,7 @@ INDEX_DELAY_SECONDS = 3  # that the page is served before the labelled prompts a
 INDEX_NICENESS = 10
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # nothing to fetch before the first paint
 PAGE_DIR = Path(__file__).parent / "page"
+MAX_SESSIONS = 1000  # tabs whose prompt and file are remembered, the last ones used
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,7 +108,7 @@ def login_from_environment() -> tuple[str, str] | None:
 
 def allowed_hosts(args: argparse.Namespace) -> list[str] | None:
     """The host names that are answered; None for any: beyond this machine, where no name was given."""
-    if args.share or (args.server_name not in LOOPBACK_NAMES and not args.allowed_hosts):
+    if args.share or not (is_loopback(args.server_name) or args.allowed_hosts):
         return None
     return [*LOOPBACK_NAMES, args.server_name, *args.allowed_hosts]
 
@@ -147,14 +150,29 @@ def launch(
             footer_links=["api"],
             run_history=False,
             max_file_size=MAX_FILE_SIZE,
+            state_session_capacity=MAX_SESSIONS,
             theme=theme,
             css_paths=PAGE_DIR / "page.css",
             head=f"<script>{(PAGE_DIR / 'page.js').read_text(encoding='utf-8')}</script>",
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
+            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "openapi_url": None},
         )
     except OSError as error:
         raise InputError(f"the page can't be served on {server_name}: {error}; name a free --server_port") from error
     return blocks, local, public
+
+
+@contextmanager
+def folder_for_uploads() -> Iterator[None]:
+    """Uploaded files lie in a folder of this run's own, and go with it; gradio's default could be another user's."""
+    if os.environ.get("GRADIO_TEMP_DIR"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="router-page-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["GRADIO_TEMP_DIR"]
 
 
 def index_later(services: "Services") -> None:
@@ -175,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 1. Check what was given before anything slow happens.
     args = parse_args(argv)
     auth = login_from_environment()
-    is_local = args.server_name in LOOPBACK_NAMES and not args.share
+    is_local = is_loopback(args.server_name) and not args.share
     if not is_local and auth is None:
         warnings.warn("anyone who reaches this page can use it; set ROUTER_PAGE_AUTH=user:password", stacklevel=1)
     folder = args.model_save_dir or newest_checkpoint()
@@ -193,13 +211,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     services = Services(Checkpoints(page, args.hf_model_name), both_models, is_local, feedback)
 
     # 3. Serve the page until Ctrl+C.
-    blocks, local, public = launch(
-        services, args.server_name, args.server_port, args.share, auth, allowed_hosts(args)
-    )  # fmt: skip
-    index_later(services)
-    where = f"{local} and {public}" if public else local
-    print(f"The page is at {where} ({folder}, {page.router.backend}; Ctrl+C ends it)", flush=True)
-    blocks.block_thread()
+    with folder_for_uploads():
+        blocks, local, public = launch(
+            services, args.server_name, args.server_port, args.share, auth, allowed_hosts(args)
+        )  # fmt: skip
+        index_later(services)
+        where = f"{local} and {public}" if public else local
+        print(f"The page is at {where} ({folder}, {page.router.backend}; Ctrl+C ends it)", flush=True)
+        blocks.block_thread()
 
 
 if __name__ == "__main__":

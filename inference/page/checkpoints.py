@@ -1,5 +1,6 @@
 """The checkpoints that the page offers, and what each says about itself."""
 
+import contextlib
 import json
 import re
 import threading
@@ -119,18 +120,29 @@ def weak_spots(page: Page, run: dict) -> list[str]:
         "A follow-up on its own, without the conversation before it.",
         "Kinds of task that it was not trained on: judge it on outcomes of your own before you rely on it.",
     ]
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # of another form, or without frames
+        frames = _read_json(page, METRICS_FILE)["frames"]
+        kept, worst = frames["kept"]["value"], frames["worst"]["kept"]["value"]
+        spots.append(
+            f"A request inside what an application wraps around it: in {frames['frames']} frames {1 - kept:.0%} of the "
+            f"decisions changed, in the worst {1 - worst:.0%}."
+        )
     if run.get("rehearsal"):
         spots.insert(0, "This is a rehearsal, trained on few rows or steps: its routes mean nothing.")
     return spots
 
 
 def card_text(page: Page) -> str:
-    """The model card without front matter, pictures and raw HTML, as Markdown."""
+    """The model card without front matter, pictures and raw HTML, as Markdown.
+
+    A picture, however it is written, becomes a link: who opens the card asks nothing of other hosts.
+    """
     text = _read_text(page, CARD_FILE)
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
     text = re.sub(r"^\|\s*\|(?=.*\n\|[\s:|-]+\n)", "| name |", text, flags=re.MULTILINE)  # a header that can be read
-    return re.sub(r"<[^>]*>", "", text).strip() or "This checkpoint has no model card."
+    text = re.sub(r"!+(?=\[)", "", text)
+    return re.sub(r"<[^>]*>", "", text).replace("<", "&lt;").strip() or "This checkpoint has no model card."
 
 
 def plots(page: Page) -> str:

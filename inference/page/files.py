@@ -31,6 +31,7 @@ BATCH = 256  # prompts between two looks at whether to stop
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods")
 TABLE_COLUMNS = ["Row", "Prompt", "Superior, %", "Route"]
 BINS = 20
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # spreadsheets take the wide ones too
 
 
 class ColumnNeeded(InputError):
@@ -117,7 +118,7 @@ class FileTab:
         cost, alone = (prices.per_thousand(share) * rows / 1000 for share in (superior / rows, 1))
         stats = [
             (f"{rows:,}", "prompts scored", f"{blank:,} without a prompt, left out" if blank else ""),
-            (f"{superior / rows:.0%}", "to the superior model", f"{superior:,} prompts"),
+            (f"{superior / rows:.0%}", "to the superior model", f"{superior:,} prompt{'s' * (superior != 1)}"),
             (dollars(cost), "for this file", cost_change(cost, alone)),
         ]
         problems = scored.problems[:MAX_PROBLEMS]
@@ -182,9 +183,9 @@ class FileTab:
             return path
         path = folder / f"{stem}-scored.csv"
         with open(path, "w", encoding="utf-8-sig", newline="") as file:  # with the mark by which Excel knows UTF-8
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
+            table = csv.writer(file)
+            table.writerow(map(as_cell, rows[0]))
+            table.writerows([as_cell(row[name]) for name in rows[0]] for row in rows)
         return path
 
 
@@ -219,7 +220,7 @@ def read_file(path: Path, column: str | None) -> ScoredFile:
 
 def as_cell(value: object) -> object:
     """A value for a cell that no spreadsheet takes for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and not is_number(value):
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS) and not is_number(value):
         return f"'{value}"
     return value
 

@@ -7,10 +7,10 @@ upload to it across origins. So only requests to a loopback name, or to one that
 import asyncio
 import ipaddress
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from router_data import printable
 
@@ -21,6 +21,7 @@ FORWARDING_HEADERS = (
 )  # fmt: skip
 FIRST_DELAY, MAX_DELAY = 1.0, 30.0  # seconds before a login after one that failed; doubled with each
 MAX_ADDRESSES = 10_000  # whose failed logins are remembered
+MAX_BODY_BYTES = 64_000_000  # of a request: a file may have 50 MB; whoever has no login could send any number
 
 Scope = MutableMapping[str, Any]
 
@@ -33,6 +34,11 @@ def host_name(host: str) -> str:
         return ""
 
 
+def is_forwarded(headers: Mapping[str, str]) -> bool:
+    """Whether a proxy says that it stands in between."""
+    return any(name in headers for name in FORWARDING_HEADERS)
+
+
 def is_loopback(address: str) -> bool:
     """Whether an address or a name is that of this machine alone."""
     try:
@@ -43,13 +49,13 @@ def is_loopback(address: str) -> bool:
 
 def is_local_request(headers: Mapping[str, str], client: str | None) -> bool:
     """Whether a request comes straight from this machine: no proxy in between, and to one of its own names."""
-    if any(name in headers for name in FORWARDING_HEADERS):
+    if is_forwarded(headers):
         return False
     return client is not None and is_loopback(client) and is_loopback(host_name(headers.get("host", "")))
 
 
 class Guard:
-    """ASGI middleware: refuses foreign hosts and origins, and slows down who guesses the login.
+    """ASGI middleware: refuses foreign hosts and origins and endless bodies, and slows down who guesses the login.
 
     Args:
         app: the application behind it.
@@ -60,18 +66,22 @@ class Guard:
         self.app = app
         self.hosts = None if hosts is None else {host_name(name) or name.lower() for name in hosts}
         self._failures: dict[str, int] = {}
-        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of logins under way
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer or pass on a request or a websocket."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        problem = self.fault(headers)
-        if problem:
-            return await refuse(scope, send, problem)
+        if problem := self.fault(headers):
+            return await refuse(scope, send, 421, problem)
+        if not scope["path"].isprintable():  # gradio prints parts of some paths
+            return await refuse(scope, send, 400, "a path has no control characters")
+        length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers or not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return await refuse(scope, send, 413, f"send at most {MAX_BODY_BYTES:,} bytes, and say how many")
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login"):
-            return await self.log_in(scope, receive, send)
+            return await self.log_in(scope, headers, receive, send)
         return await self.app(scope, receive, send)
 
     def fault(self, headers: Mapping[str, str]) -> str | None:
@@ -81,14 +91,18 @@ class Guard:
         if host_name(headers.get("host", "")) not in self.hosts:
             return "this page answers to local names only; name others with --allowed_hosts"
         origin = headers.get("origin")
-        if origin is not None and host_name(urlsplit(origin).netloc) not in self.hosts:
+        if origin is not None and host_name(origin.partition("://")[2]) not in self.hosts:
             return "another web page may not use this one"
         return None
 
-    async def log_in(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Pass a login on, after a pause where the address has failed before; one at a time for each address."""
-        address = scope["client"][0] if scope.get("client") else "unknown"
-        async with self._turns[address]:
+    async def log_in(self, scope: Scope, headers: Mapping[str, str], receive: Any, send: Any) -> None:
+        """Pass a login on, after a pause where the address has failed before; one at a time for each address.
+
+        All that comes forwarded counts as one address: anyone can write another one into each request.
+        """
+        client = scope["client"][0] if scope.get("client") else "unknown"
+        address = "a proxy" if is_forwarded(headers) else client
+        async with self._turns.setdefault(address, asyncio.Lock()):
             failures = self._failures.get(address, 0)
             if failures:
                 await asyncio.sleep(min(MAX_DELAY, FIRST_DELAY * 2 ** (failures - 1)))
@@ -109,12 +123,12 @@ class Guard:
             print(f"login failed, {failures + 1} in a row from {printable(address)}", file=sys.stderr, flush=True)
 
 
-async def refuse(scope: Scope, send: Any, problem: str) -> None:
-    """Answer with status 421, or close a websocket before it opens."""
+async def refuse(scope: Scope, send: Any, status: int, problem: str) -> None:
+    """Answer with this status, or close a websocket before it opens."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": problem})
         return
     text = problem.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": 421, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})

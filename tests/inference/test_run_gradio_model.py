@@ -149,6 +149,8 @@ def launched(monkeypatch):
 
     def launch(services, server_name, server_port, share, auth, hosts):
         given.update(services=services, server_name=server_name, share=share, auth=auth, hosts=hosts)
+        given["uploads"] = uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+        given["uploads_mode"] = uploads.stat().st_mode & 0o777
         return Blocks(), f"http://{server_name}:7860/", None
 
     monkeypatch.setattr(run_gradio_model, "launch", launch)
@@ -170,6 +172,13 @@ def test_localhost_takes_feedback_and_does_not_warn(launched, trained_checkpoint
     captured = capsys.readouterr()
     assert captured.err == ""
     assert "http://127.0.0.1:7860/" in captured.out.splitlines()[-1]
+    assert launched["uploads_mode"] == 0o700 and not launched["uploads"].exists()  # it goes with the page
+
+
+def test_another_loopback_address_is_this_machine_too(launched, trained_checkpoint, capsys):
+    run_gradio_model.main(["--model_save_dir", str(trained_checkpoint), "--server_name", "127.0.0.2"])
+    assert set(launched["hosts"]) == {"127.0.0.1", "localhost", "::1", "127.0.0.2"}
+    assert launched["services"].is_local and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("flags", [["--server_name", "0.0.0.0"], ["--share"]])

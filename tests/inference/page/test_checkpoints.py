@@ -41,6 +41,7 @@ def test_a_checkpoint_says_what_it_is_and_where_it_is_weak(page):
         "2026-01-02",
         "0.900 (0.800 to 0.950)",
         "On 40 test prompts",
+        "in 12 frames 10% of the decisions changed, in the worst 40%",
     ):
         assert part in shown
     assert "Where it is weak" in shown and "follow-up" in shown
@@ -57,6 +58,23 @@ def test_a_bare_or_broken_checkpoint_says_what_it_can(checkpoint, tmp_path):
 
 def test_the_card_asks_nothing_of_other_hosts(page):
     assert card_text(page) == "# A card"
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        r"![a\]b](http://evil.example/x.png)",
+        "![[a]](http://evil.example/x.png)",
+        "!![a](http://evil.example/x.png)",
+        "![a][ref]\n\n[ref]: http://evil.example/x.png",
+        "<div \n<img src=http://evil.example/x.png \n\nmore",
+    ],
+)
+def test_no_form_of_a_picture_is_left_in_the_card(checkpoint, tmp_path, picture):
+    folder = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    (folder / "README.md").write_text(f"# A card\n\n{picture}\n")
+    shown = card_text(Page(Router.load(folder)))
+    assert "![" not in shown and "<" not in shown
 
 
 def test_plots_come_from_the_folder_only(checkpoint, tmp_path):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from inference.page.files import ColumnNeeded, FileTab, ScoredFile, as_cell
+from inference.page.files import BATCH, ColumnNeeded, FileTab, ScoredFile, as_cell
 from router_data import INFERIOR, SUPERIOR, InputError, Prices, RouterAnswer
 
 PRICES = Prices(inferior=0.5, superior=10, tokens_per_prompt=800)
@@ -73,6 +73,19 @@ def test_the_rows_nearest_the_threshold_come_first(tab, tmp_path):
     assert curve["share"].is_monotonic_decreasing
 
 
+def test_a_prompt_that_comes_again_is_scored_once(tab, tmp_path, monkeypatch):
+    rows = [{"prompt": HARD_PROMPT}, {"messages": [{"role": "user", "content": EASY_PROMPT}]}, {"prompt": EASY_PROMPT}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * BATCH))
+    scored, model = [], tab.page.router.model
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda rows: (scored.extend(rows), logits(rows))[1])
+    scores = score(tab, tmp_path / "a.jsonl").scores
+    assert len(scored) <= len(rows) * 2  # of each once, and once more where a batch ends between two of them
+    monkeypatch.undo()
+    expected = tab.page.router.score([HARD_PROMPT, EASY_PROMPT, EASY_PROMPT])
+    assert scores.tolist() == expected.tolist() * BATCH
+
+
 def test_bad_rows_are_named_and_passed_over(tab, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": "{EASY_PROMPT}"}}\n{{"prompt": 5}}\n{{"pro\n')
     summary = html.unescape(tab.summary(score(tab, tmp_path / "a.jsonl"), 0.5, PRICES))
@@ -127,6 +140,8 @@ def test_a_file_waits_for_the_one_before_and_says_so(tab, tmp_path):
         ("@x", "'@x"),
         ("+cmd", "'+cmd"),
         ("-x", "'-x"),
+        ("＝1+1", "'＝1+1"),
+        ("\n=1", "'\n=1"),
         ("-3.5", "-3.5"),
         ("+1", "+1"),
         (5, 5),
@@ -135,3 +150,9 @@ def test_a_file_waits_for_the_one_before_and_says_so(tab, tmp_path):
 )
 def test_no_cell_becomes_a_formula(value, cell):
     assert as_cell(value) == cell
+
+
+def test_no_name_of_a_column_becomes_a_formula(tab, tmp_path):
+    (tmp_path / "a.csv").write_text(f"=1+1,prompt\n=2+2,{EASY_PROMPT}\n")
+    written = tab.write(score(tab, tmp_path / "a.csv"), 0.5).read_text("utf-8-sig")
+    assert [line.split(",")[:2] for line in written.splitlines()] == [["'=1+1", "prompt"], ["'=2+2", EASY_PROMPT]]

@@ -60,11 +60,24 @@ def test_local_names_and_those_of_the_flag_are_answered(host):
     assert ask(guarded, host=host)[0]["status"] == 200
     assert ask(guarded, host=host, origin=f"http://{host}")[0]["status"] == 200
     assert ask(guarded, host=host, origin="https://evil.example")[0]["status"] == 421
-    assert ask(guarded, host=host, origin="null")[0]["status"] == 421
+    for origin in ("null", "http://[::1", "http://evil.example:x", "https://localhost.evil.example"):
+        assert ask(guarded, host=host, origin=origin)[0]["status"] == 421
 
 
 def test_beyond_this_machine_any_name_is_answered():
     assert ask(Guard(application, None), host="router.example", origin="https://router.example")[0]["status"] == 200
+
+
+def test_a_body_without_end_is_refused_before_it_is_read():
+    guarded = Guard(application, None)
+    assert ask(guarded, content_length=str(guard.MAX_BODY_BYTES))[0]["status"] == 200
+    for headers in ({"content_length": "64000001"}, {"transfer_encoding": "chunked"}, {"content_length": "x"}):
+        assert ask(guarded, "/gradio_api/queue/join", **headers)[0]["status"] == 413
+
+
+def test_no_path_steers_the_terminal_where_gradio_prints_it():
+    assert ask(Guard(application, None), "/gradio_api/custom_component/\x1b[2J/x/y/z")[0]["status"] == 400
+    assert ask(Guard(application, None), "/gradio_api/file=ä b.txt")[0]["status"] == 200
 
 
 @pytest.mark.parametrize(
@@ -101,3 +114,24 @@ def test_each_failed_login_delays_the_next_and_is_reported(monkeypatch, capsys):
     delays.clear()
     ask(guarded, "/login", password="wrong")
     assert delays == []  # who knows the password starts anew
+
+
+def test_who_writes_another_address_into_each_login_waits_all_the_same(monkeypatch):
+    delays = []
+
+    async def sleep(seconds):
+        delays.append(seconds)
+
+    monkeypatch.setattr(guard.asyncio, "sleep", sleep)
+    guarded = Guard(application, None)
+    for i in range(4):
+        ask(guarded, "/login", client=f"10.0.0.{i}", x_forwarded_for=f"10.0.0.{i}", password="wrong")
+    assert delays == [1, 2, 4]
+
+
+def test_what_is_remembered_of_logins_is_bounded(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_ADDRESSES", 5)
+    guarded = Guard(application, None)
+    for i in range(20):
+        ask(guarded, "/login", client=f"10.0.0.{i}", password="wrong")
+    assert len(guarded._failures) <= 5 and len(guarded._turns) <= 1

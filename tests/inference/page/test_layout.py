@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from openai_server import OpenAIServer, stream_of
 
+from inference.page import layout
 from inference.page.answers import Page
 from inference.page.both_models import BothModels
 from inference.page.checkpoints import Checkpoints
@@ -393,6 +394,10 @@ def test_both_models_answer_and_a_vote_is_stored(served_with_both, chromium):
 
 def ask_both(tab) -> None:
     tab.click("#ask_both")
+    wait_until_answered(tab)
+
+
+def wait_until_answered(tab) -> None:
     tab.wait_for_function(
         "[...document.querySelectorAll('#both textarea')].map(a => a.value.trim()).join() "
         "=== 'inferior-m answers,superior-m answers'"
@@ -475,6 +480,146 @@ def test_it_works_by_keyboard_and_for_screen_readers(tab):
     assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     label = tab.locator("#decision .bar").get_attribute("aria-label")
     assert label.startswith("Inferior ") and "superior" in label
+
+
+def tab_to(tab, selector: str, key: str = "Tab") -> None:
+    """Press Tab (or Shift+Tab) until what the selector names has the focus."""
+    for _ in range(60):
+        if tab.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        tab.keyboard.press(key)
+    raise AssertionError(f"{key} never reaches {selector}")
+
+
+def go_to_tab(tab, name: str) -> None:
+    """Open a tab of the page by keyboard."""
+    tab_to(tab, "button[role=tab]", "Shift+Tab")
+    while tab.evaluate("document.activeElement.innerText") != name:
+        tab.keyboard.press("Tab" if name != "One prompt" else "Shift+Tab")
+    tab.keyboard.press("Enter")
+
+
+def test_a_prompt_is_tried_explained_compared_and_judged_by_keyboard(tab, served):
+    tab.keyboard.type(EASY_PROMPT)  # the box has the focus from the start
+    tab.wait_for_selector(f"#decision [data-decision={INFERIOR}]")
+    tab.keyboard.press("Control+Enter")
+    tab.wait_for_selector("#pushes .push")
+    tab_to(tab, "#keep")
+    tab.keyboard.press("Enter")
+    wait_for_text(tab, "#kept", EASY_PROMPT)
+    tab_to(tab, "#prompt textarea", "Shift+Tab")
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type(HARD_PROMPT)
+    wait_for_text(tab, "#decision", "percentage points against the prompt kept")
+    tab_to(tab, "#explain")
+    tab.keyboard.press("Space")
+    wait_for_text(tab, "#pushes", "zorp")
+    tab_to(tab, "#right")
+    tab.keyboard.press("Enter")
+    wait_for_text(tab, "#noted", "Noted as superior")
+    assert list(read_rows(served.feedback_file))[-1].prompt == HARD_PROMPT
+
+    tab_to(tab, "#examples button")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=EXAMPLES[0])
+    tab_to(tab, "#code button")
+    tab.keyboard.press("Enter")
+    tab_to(tab, "#code button[role=tab]:not(.selected)")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('#code textarea')].some(a => a.offsetParent && a.value.includes('gradio_client'))"
+    )
+
+
+def test_threshold_prices_and_model_by_keyboard(tab):
+    ask(tab, EASY_PROMPT)
+    tab_to(tab, "#threshold input[type=number]")
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type("0.25")
+    tab.keyboard.press("Tab")
+    wait_for_text(tab, "#decision", "threshold 25.0%")
+    tab_to(tab, "#threshold input[type=range]")
+    tab.keyboard.press("ArrowRight")
+    wait_for_text(tab, "#decision", "threshold 25.1%")
+    tab.keyboard.press("End")
+    wait_for_text(tab, "#decision", "threshold 100.0%")
+    tab_to(tab, "#presets input")
+    tab.keyboard.press("ArrowDown")
+    tab.wait_for_selector("[role=option]")
+    chosen = tab.evaluate("document.querySelector('[role=option].active')?.innerText")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("text => text.includes(document.querySelector('#presets input').value)", arg=chosen)
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.innerText").startswith("Prices")
+    tab.keyboard.press("Enter")
+    tab_to(tab, "input[aria-label^='Inferior model']")
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type("20")
+    wait_for_text(tab, "#figures", "more than $8.00")
+    tab_to(tab, "#about button")
+    tab.keyboard.press("Enter")
+    tab_to(tab, "#card_and_plots button")
+    tab.keyboard.press("Enter")
+    wait_for_text(tab, "#model_card", "A card")
+
+
+def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
+    (tmp_path / "a.csv").write_text(f"id;frage\n1;{HARD_PROMPT}\n2;{EASY_PROMPT}\n")
+    go_to_tab(tab, "A file")
+    tab_to(tab, "#file button")
+    with tab.expect_file_chooser() as chooser:
+        tab.keyboard.press("Enter")
+    chooser.value.set_files(tmp_path / "a.csv")
+    wait_for_text(tab, "#status", "Which column holds the prompts?")
+    tab_to(tab, "#column input")
+    tab.keyboard.type("frage")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#summary .stats")
+    tab_to(tab, "#rows [role=gridcell]")
+    tab_to(tab, "#download")
+    with tab.expect_download() as download:
+        tab.keyboard.press("Enter")
+    assert download.value.suggested_filename == "a-scored.csv"
+    tab_to(tab, "#file [aria-label='Clear']", "Shift+Tab")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#summary .stats", state="hidden")
+
+
+def test_a_tried_prompt_comes_back_by_keyboard(tab):
+    for prompt in (EASY_PROMPT, HARD_PROMPT):
+        ask(tab, prompt)
+        explain(tab)
+    tab.wait_for_function("JSON.parse(localStorage['router-page-history']).length === 2")
+    go_to_tab(tab, "History")
+    tab_to(tab, "#history [role=gridcell]")
+    tab.keyboard.press("ArrowDown")
+    assert EASY_PROMPT in tab.evaluate("document.activeElement.innerText")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=EASY_PROMPT)
+    tab.wait_for_function("document.activeElement.matches('#prompt textarea')")
+    go_to_tab(tab, "History")
+    tab_to(tab, "#export")
+    with tab.expect_download() as download:
+        tab.keyboard.press("Enter")
+    assert len(Path(download.value.path()).read_text().splitlines()) == 2
+    tab_to(tab, "#clear_history")
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("JSON.parse(localStorage['router-page-history']).length === 0")
+
+
+def test_both_models_are_asked_and_judged_by_keyboard(served_with_both, chromium):
+    problems: list[str] = []
+    tab = new_tab(chromium, served_with_both.url, problems)
+    tab.keyboard.type(EASY_PROMPT)
+    tab.wait_for_selector(f"#decision [data-decision={INFERIOR}]")
+    tab_to(tab, "#ask_both")
+    tab.keyboard.press("Enter")
+    wait_until_answered(tab)
+    tab_to(tab, "#both button.secondary")
+    tab.keyboard.press("Enter")
+    wait_for_text(tab, "#voted", "Noted: left is enough")
+    tab.context.close()
+    assert problems == []
 
 
 def test_text_from_right_to_left(tab):
@@ -606,6 +751,31 @@ def test_the_page_asks_for_the_login(router, chromium, tmp_path):
         blocks.close()
 
 
+def test_without_the_login_nothing_of_ours_answers(router, tmp_path):
+    """What Gradio leaves open (its own scripts, app_id, /cancel, /reset) holds no prompt and starts no work."""
+    import httpx
+
+    page = Page(router, feedback_file=tmp_path / "feedback.jsonl")
+    blocks, url, _ = launch(Services(Checkpoints(page)), auth=("alice", "s3cret"))
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
+            for method, path in (
+                ("POST", "run/predict"), ("POST", "call/predict"), ("POST", "queue/join"), ("POST", "upload"),
+                ("GET", "info"), ("GET", "queue/data?session_hash=x"), ("GET", "file=README.md"),
+            ):  # fmt: skip
+                answer = client.request(method, f"gradio_api/{path}", json={"data": [EASY_PROMPT, 0.5]})
+                assert answer.status_code == 401, path
+            assert client.get("config").status_code == 401
+            assert client.get("openapi.json").status_code == 404
+            shown = "".join(client.get(path).text for path in ("", "gradio_api/app_id", "theme.css"))
+            assert page.name not in shown and "tradeoff" not in shown
+            fields = {"username": "alice", "password": "s3cret"}
+            assert client.post("login", data=fields).status_code == 200
+            assert page.name in client.get("config").text  # with it all is there
+    finally:
+        blocks.close()
+
+
 def test_twenty_people_at_once_get_their_own_answers(served, router):
     from gradio_client import Client
 
@@ -616,6 +786,35 @@ def test_twenty_people_at_once_get_their_own_answers(served, router):
     for answer, score in zip(answers, router.score(prompts), strict=True):
         assert answer["superior_probability"] == pytest.approx(score, abs=1e-6)
         assert answer["route"] == ("superior" if score >= 0.5 else "inferior")
+
+
+def test_a_browser_may_have_many_tabs(served, chromium):
+    context = chromium.new_context()  # whose tabs share the six connections that a browser opens to a host
+    for i in range(9):
+        tab = context.new_page()
+        tab.set_default_timeout(PATIENCE)
+        tab.goto(served.url, wait_until="commit")
+        wait_until_ready(tab)
+        ask(tab, f"{HARD_PROMPT} {i}")
+    assert len(context.pages) == 9
+    context.close()
+
+
+def test_a_scored_file_that_is_no_longer_in_memory_says_so(router, chromium, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "MEMORY_HOURS", 3 / 3600)
+    served = Served(router, tmp_path / "feedback.jsonl")
+    tab = new_tab(chromium, served.url, [])
+    (tmp_path / "a.txt").write_text(f"{HARD_PROMPT}\n{EASY_PROMPT}\n")
+    tab.get_by_role("tab", name="A file").click()
+    tab.set_input_files("#file input[type=file]", tmp_path / "a.txt")
+    tab.wait_for_selector("#summary .stats")
+    tab.wait_for_timeout(6000)
+    tab.click("#download")
+    tab.wait_for_selector(".toast-body.error")
+    set_threshold(tab, 0.1)
+    wait_for_text(tab, "#summary", "no longer there; choose it again")
+    tab.context.close()
+    served.close()
 
 
 def test_ten_visitors_type_at_once(served, chromium):
