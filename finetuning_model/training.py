@@ -33,7 +33,7 @@ from finetuning_model.lineage import ParentRouter, parent_router
 from router_data import LABELS, InputError, read_json_object
 from router_model import PromptEncoder, RouterSettings, pad_rows
 
-LONG_EPOCH = 400  # steps; a longer epoch is evaluated, and can be resumed, half way too
+LONG_EPOCH = 500  # steps; a longer epoch is evaluated, and can be resumed, half way too
 SHORT_PROMPT = 24  # tokens, special ones included
 LOSSES_PER_EVALUATION = 20  # points of the training loss in the plot
 WEIGHT_DECAY = 0.01
