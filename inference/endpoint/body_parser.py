@@ -9,6 +9,7 @@ own: Python parses JSON without letting other threads run, so a thread would not
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -130,8 +131,7 @@ def parse_object(raw: bytes) -> tuple[dict, int, int]:
 def _unique(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ApiError(400, "duplicate_key", f"the body has the key {twice[:80]!r} twice in one object", twice[:80])
     return found
 
