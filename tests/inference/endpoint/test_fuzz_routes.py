@@ -4,11 +4,11 @@ import json
 
 import httpx
 import pytest
+from fuzzing import MESSAGE, VALUES, WORDS, as_json, fuzz, with_damage
 from hypothesis import given
 from hypothesis import strategies as st
 from model_apis import speaks_all
 from routing_endpoint import EASY_PROMPT, INFERIOR_KEY, PATIENCE, SUPERIOR_KEY, endpoint
-from test_fuzz import MESSAGE, VALUES, WORDS, as_json, fuzz, with_damage
 
 pytestmark = pytest.mark.slow
 
