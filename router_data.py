@@ -294,11 +294,22 @@ def read_rows(path: str | Path, row_type: type[BaseModel] = LabelledPrompt) -> I
     Raises:
         InputError: the file can't be read, or a line is not valid; names the file, the line and the field.
     """
+    for where, fields in read_json_lines(path):
+        yield check_row(fields, row_type, where)
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """The objects of one JSONL file, each behind the words that name its file and line; blank lines are passed over.
+
+    Raises:
+        InputError: the file can't be read, or a line is no JSON object; names the file and the line.
+    """
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield check_row(parse_line(line, f"{path}, line {number}"), row_type, f"{path}, line {number}")
+                    where = f"{path}, line {number}"
+                    yield where, parse_line(line, where)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 

@@ -31,16 +31,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from create_dataset.output_file import add_output_flags
-from create_dataset.prompt_sources import ID_COLUMNS, Filters, question_keys, read_data_sets
+from create_dataset.prompt_sources import ID_COLUMNS, Filters, read_data_sets, with_progress
 from prompt_files import Record, first_user_turn, is_local, prompt_in, read_records
 from router_data import (
     QUESTIONS_FILE,
     InputError,
     NearDuplicateIndex,
     Outcome,
-    Progress,
     check_row,
     dedup_key,
+    printable,
     program_parser,
     run_script,
     timestamp,
@@ -402,27 +402,13 @@ def judged_prompts(files: Sequence[str]) -> NearDuplicateIndex:
     return NearDuplicateIndex(first_user_turn(prompt_in(record.fields)) for record in read_records(files))
 
 
-def with_progress(records: Iterable[Record]) -> Iterator[Record]:
-    """The records, while stderr says how far it is."""
-    progress = Progress("reading rows")
-    for record in records:
-        yield record
-        progress.add()
-    progress.close()
-
-
 def main(argv: Sequence[str] | None = None) -> Path:
     """Read a data set, turn its rows into outcomes, and write them; returns the file."""
     # 1. What is read, and under which licence.
     args = parse_args(argv)
-    print(f"{args.dataset}: licence {licence_of(args.dataset)}", flush=True)
-    languages = frozenset(name.casefold() for name in args.languages)
-    filters = Filters(
-        languages=frozenset() if "all" in languages else languages,
-        max_characters=args.max_characters,
-        excluded_keys=question_keys(args.questions_file),
-    )
-    job = Import(filters, Tiers(args.inferior_models, args.superior_models), judged_prompts(args.judged_on), args.limit)
+    print(f"{args.dataset}: licence {printable(licence_of(args.dataset))}", flush=True)
+    tiers = Tiers(args.inferior_models, args.superior_models)
+    job = Import(Filters.from_flags(args), tiers, judged_prompts(args.judged_on), args.limit)
 
     # 2. The outcomes, written as a whole file.
     name = args.dataset.strip("/").replace("/", "-").replace("*", "")

@@ -116,6 +116,17 @@ class Filters:
     dropped: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "Filters":
+        """The filters that `add_prompt_flags` sets; a program without --prompt_column looks at the usual names."""
+        languages = frozenset(name.casefold() for name in args.languages)
+        return cls(
+            prompt_column=getattr(args, "prompt_column", None),
+            languages=frozenset() if "all" in languages else languages,
+            max_characters=args.max_characters,
+            excluded_keys=question_keys(args.questions_file),
+        )
+
     def prompts(self, records: Iterable[Record]) -> Iterator[Prompt]:
         """The prompts that pass, repeats included.
 
@@ -257,16 +268,10 @@ def draw(args: argparse.Namespace) -> DrawnPrompts:
     Raises:
         InputError: nothing can be read, or every row was dropped.
     """
-    languages = frozenset(name.casefold() for name in args.languages)
-    filters = Filters(
-        prompt_column=args.prompt_column,
-        languages=frozenset() if "all" in languages else languages,
-        max_characters=args.max_characters,
-        excluded_keys=question_keys(args.questions_file),
-    )
+    filters = Filters.from_flags(args)
     name = ", ".join(args.dataset)
     try:
-        prompts = filters.prompts(_with_progress(read_data_sets(args.dataset)))
+        prompts = filters.prompts(with_progress(read_data_sets(args.dataset)))
         drawn = DrawnPrompts(prompts, args.limit, args.seed, args.drop_near_duplicates)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror or error}") from error
@@ -288,7 +293,8 @@ def draw(args: argparse.Namespace) -> DrawnPrompts:
     return drawn
 
 
-def _with_progress(records: Iterable[Record]) -> Iterator[Record]:
+def with_progress(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, while stderr says how far it is."""
     progress = Progress("reading rows")
     for record in records:
         yield record

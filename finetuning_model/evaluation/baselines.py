@@ -13,7 +13,6 @@ ALWAYS_SUPERIOR = "always superior"
 RANDOM = "random"
 PROMPT_LENGTH = "prompt length"
 MAJORITY = "majority"
-CONSTANT_BASELINES = (ALWAYS_INFERIOR, ALWAYS_SUPERIOR, MAJORITY)
 CATEGORY_MEAN = "category's mean"
 ORACLE_BY_CATEGORY = "oracle by category"  # knows the judged prompts' own gains: shown, but no verdict rests on it
 

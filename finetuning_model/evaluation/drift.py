@@ -1,6 +1,5 @@
 """Whether the traffic of a decision log is still like the rows that a checkpoint's thresholds were chosen on."""
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prompt_files import read_records
-from router_data import InputError
+from router_data import InputError, read_json_lines
 from router_model import VALIDATION_FILE
 
 MIN_ROWS = 100  # a share is then known to 10 percentage points either way
@@ -67,7 +66,7 @@ def validation_scores(model_save_dir: Path) -> np.ndarray:
     path = model_save_dir / VALIDATION_FILE
     if not path.exists():
         raise InputError(f"{path} is missing, so there is nothing to compare the log with; fine-tune again")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    rows = (row for _, row in read_json_lines(path))
     return np.array([row.get("router_score", row.get("superior_probability")) for row in rows], dtype=float)
 
 

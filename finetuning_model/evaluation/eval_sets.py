@@ -1,6 +1,5 @@
 """What a router is judged on: outcomes, labelled prompts, MT-Bench questions, probes; and what it was trained on."""
 
-import json
 import random
 import unicodedata
 from collections import Counter
@@ -24,6 +23,7 @@ from router_data import (
     near_duplicate_groups,
     normalise_prompt,
     probability_from_gain,
+    read_json_lines,
     read_rows,
 )
 from router_model import PREDICTIONS_FILE, VALIDATION_FILE
@@ -189,11 +189,13 @@ def read_predictions(path: Path) -> list[LabelledPrompt]:
     """
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    soft_label = [{"superior_probability": row["target"]} if "target" in row else {} for row in rows]
     return [
-        check_row({**row, **own}, LabelledPrompt, f"{path}, row {number}")
-        for number, (row, own) in enumerate(zip(rows, soft_label, strict=True), 1)
+        check_row(
+            {**fields, "superior_probability": fields.get("target", fields.get("superior_probability"))},
+            LabelledPrompt,
+            where,
+        )
+        for where, fields in read_json_lines(path)
     ]
 
 
@@ -267,11 +269,7 @@ def probe_set() -> EvalSet:
 def read_probes(name: str) -> list[dict]:
     """The rows of a file of probes; none where it is missing."""
     path = PROBES / f"{name}.jsonl"
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if path.exists()
-        else []
-    )
+    return [row for _, row in read_json_lines(path)] if path.exists() else []
 
 
 def training_rows(
