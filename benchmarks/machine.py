@@ -1,4 +1,4 @@
-"""What the benchmarks share: what they run on, how they time a call, and servers in processes of their own."""
+"""What the benchmarks share: what they run on, how they time a call, servers in processes of their own, a browser."""
 
 import importlib.metadata
 import os
@@ -12,10 +12,15 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from router_data import PROJECT_ROOT, InputError
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 READY_SECONDS = 180
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -90,6 +95,24 @@ def server(command: Sequence[str], health: str, environment: Mapping[str, str] |
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def chromium() -> "Iterator[Browser]":
+    """A headless Chromium (Debian's) with nothing in its cache.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not CHROMIUM.exists():
+        raise InputError(f"no {CHROMIUM}; install it: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=quiet)
+        yield browser
+        browser.close()
 
 
 def answers(url: str) -> bool:

@@ -12,26 +12,21 @@ Example:
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.machine import cores, processor
+from benchmarks.machine import chromium, cores, processor, server
 from router_data import SAMPLE_FILE, InputError, program_parser, read_rows, run_script
 from router_model import newest_checkpoint
 
-CHROMIUM = Path("/usr/bin/chromium")
-BROWSER_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 FIRST_PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0].startTime"
 PEOPLE = 20
 FILE_ROWS = 10_000
@@ -46,36 +41,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.visits < 1:
         raise InputError("--visits must be 1 or more")
-    if not CHROMIUM.exists():
-        raise InputError(f"no {CHROMIUM}; install it: apt-get install chromium")
     return args
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The page in a process of its own; yields its address."""
-    command = [sys.executable, str(ROOT / "inference" / "run_gradio_model.py"), "--model_save_dir", str(folder)]
-    process = subprocess.Popen([*command, "--no-feedback"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        if not process.stdout or not (found := re.search(r"http://\S+", process.stdout.readline())):
-            raise InputError("the page did not start; what it says stands above")
-        yield found[0]
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def visits(url: str, prompts: Sequence[str], number: int) -> dict[str, list[float]]:
     """Seconds of each step of so many visits, by its name; the last visit scores a file."""
-    from playwright.sync_api import sync_playwright
-
     painted: list[float] = []
     there: list[float] = []
     decided: list[float] = []
     explained: list[float] = []
-    with sync_playwright() as playwright:
-        for i in range(number):
-            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER_FLAGS)
+    for i in range(number):
+        with chromium() as browser:
             tab = browser.new_page()
             started = time.perf_counter()
             tab.goto(url, wait_until="commit")
@@ -92,7 +68,6 @@ def visits(url: str, prompts: Sequence[str], number: int) -> dict[str, list[floa
             tab.wait_for_selector("#pushes .push")
             explained.append(time.perf_counter() - started)
             scored = [score_file(tab, prompts)] if i == number - 1 else []
-            browser.close()
     return {
         "address to first paint": painted,
         "address to a prompt's box": there,
@@ -140,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = [row.prompt for row in read_rows(ROOT / SAMPLE_FILE)]
 
     # 2. Visits one after the other, then many people at once
-    with served(folder) as url:
+    command = [sys.executable, str(ROOT / "inference" / "run_gradio_model.py"), "--model_save_dir", str(folder)]
+    with server([*command, "--no-feedback", "--server_port", "{port}"], "/") as port:
+        url = f"http://127.0.0.1:{port}"
         try:
             measured = visits(url, prompts, args.visits)
         except Error as error:

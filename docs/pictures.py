@@ -16,13 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.machine import server
-from router_data import InputError, program_parser, run_script
+from benchmarks.machine import chromium, server
+from router_data import program_parser, run_script
 from router_model import newest_checkpoint
 
 IMAGES = ROOT / "docs" / "images"
-CHROMIUM = Path("/usr/bin/chromium")
-BROWSER_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 PROMPT = "Prove that every continuous function on a compact metric space is uniformly continuous."
 CURVES = ("evaluation/*pooled*_cost_quality.png", "evaluation/*_cost_quality.png")  # the likeliest first
 
@@ -31,8 +29,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Photograph the page, copy the plots."""
     args = parse_args(argv)
     folder = (args.model_save_dir or newest_checkpoint()).resolve()
-    if not CHROMIUM.exists():
-        raise InputError(f"no {CHROMIUM}; install it: apt-get install chromium")
     IMAGES.mkdir(exist_ok=True)
 
     # 1. The page
@@ -49,10 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def photograph(url: str, path: Path) -> None:
     """The page with a prompt, decided on and explained, its nearest labelled prompts included."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER_FLAGS)
+    with chromium() as browser:
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.goto(url)
         tab.fill("#prompt textarea", PROMPT)
@@ -64,7 +57,6 @@ def photograph(url: str, path: Path) -> None:
             tab.click("#explain")
         tab.wait_for_timeout(1500)  # until the plots have been drawn
         tab.screenshot(path=path)
-        browser.close()
     print(f"wrote docs/images/{path.name}")
 
 
