@@ -80,13 +80,20 @@ def programs() -> list[Path]:
 
 def commands_document() -> str:
     """command_line.md: the help of each program, 100 characters wide."""
-    parts = [COMMANDS_INTRODUCTION]
+    sections = [help_section(program, help_of(program).stdout) for program in programs()]
+    return "\n".join([COMMANDS_INTRODUCTION, *sections])
+
+
+def help_section(program: Path, text: str) -> str:
+    """A program's part of command_line.md."""
+    return f"## {program}\n\n```text\n{text.rstrip()}\n```\n"
+
+
+def help_of(program: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """What a program prints for `--help`; the options are those of the interpreter."""
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-    for program in programs():
-        command = [sys.executable, str(program), "--help"]
-        text = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-        parts.append(f"## {program}\n\n```text\n{text.rstrip()}\n```\n")
-    return "\n".join(parts)
+    command = [sys.executable, *options, str(program), "--help"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
 
 
 def main() -> None:

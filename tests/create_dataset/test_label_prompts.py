@@ -1,14 +1,12 @@
 """Stage 2 as its user sees it: rows, names of files, the lines it prints."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from labelling_runs import LABELLING_PROMPT, SCRIPT, each_once, label, question, rows, write_prompts
 from openai_server import INFERIOR_ANSWER, SUPERIOR_ANSWER, completion
 
@@ -109,18 +107,3 @@ def test_flags_that_cannot_work_end_in_one_line(flags, message):
 def test_a_wrong_flag_value_ends_with_one_line_and_status_1():
     done = subprocess.run([sys.executable, SCRIPT, "--votes", "0"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "error: --votes must be at least 1\n" and not done.stdout
-
-
-@pytest.mark.parametrize("script", ["label_prompts.py", "label_outcomes.py"])
-def test_help_imports_nothing_heavy(script):
-    path = str(ROOT / "create_dataset" / script)
-    heavy = "('torch', 'transformers', 'datasets', 'gradio', 'openai', 'pandas', 'scipy', 'numpy')"
-    code = (
-        f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_path({path!r}, run_name='__main__')\n"
-        f"except SystemExit: pass\nprint([m for m in {heavy} if m in sys.modules])"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    ).stdout
-    assert out.endswith("[]\n") and "--max_in_flight" in out and "Example:" in out

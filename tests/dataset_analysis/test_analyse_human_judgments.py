@@ -191,21 +191,6 @@ def test_the_script_ends_with_one_line_and_status_1(tmp_path):
     assert result.stderr.startswith("error: no such file") and result.stderr.count("\n") == 1
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = ['dataset_analysis/analyse_human_judgments.py', '--help']\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'gradio', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    for flag in ("--dataset", "--superior_models", "--inferior_models", "--threshold", "--output_dir", "Example:"):
-        assert flag in result.stdout
-
-
 @pytest.mark.skipif(not REAL.exists(), reason="needs the real judgments (ROUTER_SHARED_DATA)")
 def test_the_real_judgments(judgments, tmp_path, capsys):
     assert stage.main(["--dataset", str(REAL), "--output_dir", str(tmp_path)]) == 0

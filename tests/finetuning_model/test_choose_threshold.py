@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from made_up import made_up_rows
 
 from finetuning_model import choose_threshold
@@ -158,17 +155,3 @@ def test_labelled_rows_of_stage_2_with_measured_scores_count_as_outcomes(tmp_pat
 def test_flags_that_make_no_sense_are_refused(flags, says):
     with pytest.raises(InputError, match=says):
         choose_threshold.parse_args(["--prompts", "x.jsonl", *flags])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["choose_threshold.py", "evaluate_router.py"])
-def test_help_loads_nothing_heavy(script):
-    code = (
-        f"import runpy, sys; sys.argv = ['x', '--help']\n"
-        f"try: runpy.run_path({str(ROOT / 'finetuning_model' / script)!r}, run_name='__main__')\n"
-        f"except SystemExit: pass\n"
-        f"heavy = {{'torch', 'transformers', 'datasets', 'gradio', 'matplotlib', 'sklearn', 'scipy'}}\n"
-        f"print(sorted(heavy & set(sys.modules)))"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip().endswith("[]") and "Example:" in printed

@@ -20,18 +20,6 @@ SCRIPT = ROOT / "inference" / "run_gradio_model.py"
 DOCUMENTED_NAME = "bert-base-uncased-router-finetuning-20240722T133228-save"
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from inference.run_gradio_model import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: print(sorted({'torch', 'transformers', 'datasets', 'gradio'} & set(sys.modules)))\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "--model_save_dir" in out
-    assert out.splitlines()[-1] == "[]"
-
-
 @contextmanager
 def running(arguments: list[str], folder: Path, **environment: str):
     """The script as a user starts it; yields its last line and what it wrote to stderr by then."""

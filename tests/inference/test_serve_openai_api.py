@@ -102,19 +102,6 @@ def test_the_script_serves_until_it_is_told_to_stop(exported_checkpoint, upstrea
     assert "apple" not in stderr and "secret" not in stderr
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from inference.serve_openai_api import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: print(sorted({'torch', 'transformers', 'gradio', 'onnxruntime'} & set(sys.modules)))\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[]"
-    for flag in ("--model_save_dir", "--host", "--port", "--threshold"):
-        assert flag in out
-
-
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
