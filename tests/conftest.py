@@ -1,8 +1,10 @@
 """What several tests share: tiny checkpoints made on the spot, and a browser."""
 
+import gc
 import json
 import os
 import shutil
+import ssl
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import machine
 from router_data import INFERIOR, LABELS, SUPERIOR, label_of, write_rows
 
 os.umask(0o077)  # as the programs do: what tests write is for their user only
@@ -23,7 +26,25 @@ EASY_PROMPTS = [f"what is the {word} with a {other}" for word in EASY for other 
 HARD_PROMPTS = [f"please the {word} in a {other}" for word in HARD for other in EASY * 2]
 PROMPTS = [*EASY_PROMPTS, *HARD_PROMPTS]
 LABELS_OF_PROMPTS = [0] * len(EASY_PROMPTS) + [1] * len(HARD_PROMPTS)
-CHROMIUM = Path("/usr/bin/chromium")
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays for good: without this every full collection of garbage takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_certificates():
+    """Clients of HTTP know no certificates: to read the machine's takes 50 ms a client, and no test speaks TLS."""
+
+    def find_only(context: ssl.SSLContext, cafile: str | None = None, *args, **kwargs) -> None:
+        if cafile:
+            open(cafile, "rb").close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl.SSLContext, "load_verify_locations", find_only)
+        yield
 
 
 def tiny_tokenizer(words: list[str]):
@@ -153,13 +174,8 @@ def exported_checkpoint(trained_checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")  # while it lives an event loop runs in this thread, which other modules want
 def chromium():
-    """A headless Chromium (Debian's)."""
-    if not CHROMIUM.exists():
+    """A headless Chromium."""
+    if not machine.CHROMIUM.exists():
         pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=quiet)
+    with machine.chromium() as browser:
         yield browser
-        browser.close()

@@ -1,6 +1,9 @@
 """Rules of the house that a reader relies on: who imports whom, and that no checkpoint's code ever runs."""
 
 import ast
+import json
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,13 +17,27 @@ PLUG_INS = {"inference.litellm_router"}  # LiteLLM imports it
 SHARED = {"inference.sessions"}  # how a conversation is routed, for whatever serves it
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def places_where(is_fault) -> list[str]:
+    """Where the sources hold a node that breaks a rule."""
+    return [
+        f"{path.relative_to(ROOT)}, line {node.lineno}" for path in SOURCES for node in nodes_of(path) if is_fault(node)
+    ]
+
+
+def names_in(*nodes: ast.AST) -> set[str]:
+    """The names and attributes that stand in the nodes and below."""
+    parts = [part for node in nodes for part in ast.walk(node)]
+    return {name for part in parts if (name := getattr(part, "attr", getattr(part, "id", "")))}
 
 
 def imported_modules(path: Path) -> set[str]:
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -41,11 +58,11 @@ def programs_of(stage: str) -> list[Path]:
     return [path for path in sorted(ROOT.glob(f"{stage}/*.py")) if PROGRAM in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_stages_meet_only_in_files_and_in_the_root_modules(path):
-    room = path.relative_to(ROOT).parts[0]
-    others = {module.split(".")[0] for module in imported_modules(path)} & {*STAGES, "benchmarks"} - {room}
-    assert room == "benchmarks" or not others
+def test_stages_meet_only_in_files_and_in_the_root_modules():
+    for path in SOURCES:
+        room = path.relative_to(ROOT).parts[0]
+        others = {module.split(".")[0] for module in imported_modules(path)} & {*STAGES, "benchmarks"} - {room}
+        assert room == "benchmarks" or not others, path
 
 
 def test_the_rule_sees_every_kind_of_import(tmp_path):
@@ -54,47 +71,84 @@ def test_the_rule_sees_every_kind_of_import(tmp_path):
     assert {"inference", "inference.page", "create_dataset.pricing"} <= imported_modules(path)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_no_library_is_imported_from_a_program_of_another_name(path):
+def test_no_library_is_imported_from_a_program_of_another_name():
     """A program's functions are its own; what two programs share lives in a library beside them."""
     programs = set(map(module_of, programs_of("*")))
     allowed = {"finetuning_model.export_onnx"}  # stage 3 exports what it saves
-    if path.relative_to(ROOT).parts[0] == "benchmarks" or path.name == "score_prompts_ray.py":
-        return
-    assert not imported_modules(path) & programs - allowed
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "benchmarks" and path.name != "score_prompts_ray.py":
+            assert not imported_modules(path) & programs - allowed, path
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_loading_never_runs_code_of_a_checkpoint(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def test_loading_never_runs_code_of_a_checkpoint():
+    def is_no(value: ast.expr | None) -> bool:
+        return isinstance(value, ast.Constant) and value.value is False
+
+    def may_run_code(node: ast.AST) -> bool:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
-            assert "trust_remote_code" in given, f"line {node.lineno} may ask to run a checkpoint's code"
-            assert isinstance(given["trust_remote_code"], ast.Constant) and given["trust_remote_code"].value is False
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            assert isinstance(node.value, ast.Constant) and node.value.value is False
+            return not is_no({keyword.arg: keyword.value for keyword in node.keywords}.get("trust_remote_code"))
+        return isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and not is_no(node.value)
+
+    assert places_where(may_run_code) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_rows_of_json_are_split_at_newlines_only(path):
+def test_rows_of_json_are_split_at_newlines_only():
     """`splitlines` also splits at U+2028 and its like, which JSON holds as they are: one prompt would end the file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ListComp | ast.GeneratorExp | ast.For):
-            names = {getattr(part, "attr", "") for part in ast.walk(node)}
-            assert not {"splitlines", "loads"} <= names, f"line {node.lineno}: split at newlines"
+
+    def splits_anywhere(node: ast.AST) -> bool:
+        return isinstance(node, ast.ListComp | ast.GeneratorExp | ast.For) and {"splitlines", "loads"} <= names_in(node)
+
+    assert places_where(splits_anywhere) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_json_nested_without_end_is_an_error_like_others(path):
+def test_json_nested_without_end_is_an_error_like_others():
     """A RecursionError is no ValueError: who catches the one must catch the other."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Try):
-            called = {getattr(part, "attr", "") for line in node.body for part in ast.walk(line)}
-            caught = {
-                getattr(part, "id", "") for handler in node.handlers for part in ast.walk(handler.type or handler)
-            }
-            if {"loads", "raw_decode"} & called and {"ValueError", "JSONDecodeError"} & caught:
-                assert {"RecursionError", "Exception"} & caught, f"line {node.lineno}"
+
+    def forgets_it(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Try) or not {"loads", "raw_decode"} & names_in(*node.body):
+            return False
+        caught = names_in(*(handler.type or handler for handler in node.handlers))
+        return bool({"ValueError", "JSONDecodeError"} & caught) and not {"RecursionError", "Exception"} & caught
+
+    assert places_where(forgets_it) == []
+
+
+LOCKS = {
+    "lock.txt": ("../requirements.txt",), "lock-dev.txt": ("dev.txt", "ray.txt", "otel.txt"), "offline.txt": (),
+    "offline-dev.txt": (), "lock-litellm.txt": ("litellm.txt",), "lock-clients.txt": ("clients.txt",),
+}  # fmt: skip
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)((?:\\\n|.)*)", re.MULTILINE)
+
+
+def pins_of(name: str) -> dict[str, str]:
+    """Each package with its version, and what follows: its hashes."""
+    pins = PIN.findall((ROOT / "requirements" / name).read_text(encoding="utf-8"))
+    return {f"{re.sub('[-_.]+', '-', package.lower())}=={version}": rest for package, version, rest in pins}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_of_a_lock_has_its_hash_and_every_pin_is_in_a_lock(lock):
+    locked = pins_of(lock)
+    assert locked and all("--hash=sha256:" in rest for rest in locked.values())
+    pinned = {pin for name in LOCKS[lock] for pin in pins_of(name) if not pin.startswith("torch==")}
+    assert pinned <= locked.keys()
+
+
+def test_make_installs_by_hash_alone_and_runs_no_script_of_a_package():
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    installs = [line for line in lines if line.startswith("\t") and re.search(r"\$\((PIP|INSTALL)\) ", line)]
+    by_version = [line for line in installs if "--no-deps --require-hashes -r requirements/" not in line]
+    assert len(installs) > 5 and len(by_version) == 2 and all("$(TORCH)" in line for line in by_version)
+    assert not [line for line in lines if "pip install" in line and not line.startswith(("#", "INSTALL := "))]
+    assert [line for line in lines if "npm" in line and "ci" in line.split()] == [
+        line for line in lines if "npm ci --ignore-scripts" in line
+    ]
+    packages = json.loads((ROOT / "tests/inference/endpoint/clients/package-lock.json").read_text())["packages"]
+    assert all("integrity" in package for name, package in packages.items() if name)
+
+
+def test_ci_ends_what_it_started_and_nothing_by_name():
+    assert not re.search(r"\b(pkill|killall)\b", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("stage", STAGES)

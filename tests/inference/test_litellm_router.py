@@ -23,9 +23,12 @@ EASY_PROMPT = "what is the apple with the bread"
 HARD_PROMPT = "what is the zorp with the quix"
 OUTPUT = {"capture_output": True, "text": True, "timeout": 300}
 
-needs_litellm = pytest.mark.skipif(
-    not PYTHON.exists(), reason="optional: make litellm, or ROUTER_LITELLM_PYTHON of an environment with LiteLLM"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason="optional: make litellm, or ROUTER_LITELLM_PYTHON of an environment with LiteLLM"
+    ),
+]
 
 
 def behave(prompt: str, nth: int, body: dict) -> Answer:
@@ -76,7 +79,6 @@ def ask(client, messages, model="router", **more):
     return response.parse(), decision, response.headers
 
 
-@needs_litellm
 @pytest.mark.parametrize(
     ("prompt", "side", "model", "key"),
     [(EASY_PROMPT, "inferior", "small", "key-1"), (HARD_PROMPT, "superior", "large", "key-2")],
@@ -101,7 +103,6 @@ def test_a_prompt_reaches_the_model_that_the_router_chooses(
     assert headers["content-type"].startswith("text/event-stream") and decision["x-router-model"] == side
 
 
-@needs_litellm
 def test_the_name_of_the_model_carries_a_threshold(client, upstream):
     _, decision, _ = ask(client, EASY_PROMPT, "router-0.0001")
     assert (decision["x-router-model"], decision["x-router-threshold"]) == ("superior", "0.0001")
@@ -112,7 +113,6 @@ def test_the_name_of_the_model_carries_a_threshold(client, upstream):
     assert {"router", "inferior", "superior"} == {model.id for model in client.models.list()}
 
 
-@needs_litellm
 def test_other_models_pass_untouched(client, upstream):
     forged = {"extra_body": {"metadata": {"router_decision": {"model": "forged"}}}}
     for side, model in (("inferior", "small"), ("superior", "large")):
@@ -120,7 +120,6 @@ def test_other_models_pass_untouched(client, upstream):
         assert answer.choices[0].message.content == f"I am {model}" and decision == {}
 
 
-@needs_litellm
 def test_only_what_the_user_says_decides(client):
     def user(content):
         return {"role": "user", "content": content}
@@ -141,7 +140,6 @@ def test_only_what_the_user_says_decides(client):
         client.completions.create(model="router", prompt=EASY_PROMPT)
 
 
-@needs_litellm
 def test_the_request_arrives_whole_and_nothing_of_the_decision_with_it(client, upstream):
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     ask(client, EASY_PROMPT, tools=[tool], temperature=0.3, seed=7, extra_body={"of_this_provider": {"a": 1}})
@@ -150,14 +148,12 @@ def test_the_request_arrives_whole_and_nothing_of_the_decision_with_it(client, u
     assert body["of_this_provider"] == {"a": 1} and "router_decision" not in json.dumps(body)
 
 
-@needs_litellm
 def test_where_the_inferior_model_is_down_the_superior_answers(client):
     answer, decision, headers = ask(client, f"{EASY_PROMPT} break")
     assert answer.choices[0].message.content == "I am large"
     assert decision["x-router-model"] == "inferior" and int(headers["x-litellm-attempted-fallbacks"]) == 1
 
 
-@needs_litellm
 def test_a_fault_is_one_clear_line(upstream, exported_checkpoint):
     code = (
         "import os, importlib\n"
@@ -174,8 +170,6 @@ def test_a_fault_is_one_clear_line(upstream, exported_checkpoint):
     assert lines[1:] == ["error: ROUTER_THRESHOLD 2 is not between 0 and 1"]
 
 
-@needs_litellm
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "side", "model"), [(EASY_PROMPT, "inferior", "small"), (HARD_PROMPT, "superior", "large")]
 )
@@ -191,8 +185,6 @@ def test_responses_and_messages_are_routed_too(client, address, upstream, prompt
         assert answer.headers["x-router-model"] == side and answer.parse().content[0].text == f"I am {model}"
 
 
-@needs_litellm
-@pytest.mark.slow
 def test_a_conversation_that_needed_the_superior_model_stays_there(client):
     def user(content):
         return {"role": "user", "content": content}
@@ -203,8 +195,6 @@ def test_a_conversation_that_needed_the_superior_model_stays_there(client):
         assert ask(client, dialogue[:-1])[1]["x-router-model"] == "superior"
 
 
-@needs_litellm
-@pytest.mark.slow
 def test_one_bad_request_does_not_take_a_model_out_for_others(client):
     for status in (400, 401, 404, 429):
         answer, _, headers = ask(client, f"{EASY_PROMPT} refuse {status}")
