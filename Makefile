@@ -11,7 +11,9 @@
 PYTHON ?= python3
 VENV   := router-venv
 PY     := $(VENV)/bin/python3
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP    := $(PY) $(INSTALL)
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes
 MINILM := $(VENV)/all-MiniLM-L6-v2
 LITELLM := litellm-venv
 CLIENTS := clients-venv
@@ -46,43 +48,45 @@ pictures: $(VENV)/.offline $(VENV)/.dev
 clients: $(VENV)/.offline $(VENV)/.dev $(CLIENTS)/.packages $(NODE)/node_modules/.packages
 	$(PY) -m pytest $(NODE)/run_clients.py
 
-$(CLIENTS)/.packages: requirements/clients.txt
+$(CLIENTS)/.packages: requirements/lock-clients.txt
 	@$(PYTHON) -m venv $(CLIENTS)
-	@$(CLIENTS)/bin/python3 -m pip install --quiet --disable-pip-version-check -r requirements/clients.txt
+	@$(CLIENTS)/bin/python3 $(INSTALL) --no-deps --require-hashes -r requirements/lock-clients.txt
 	@touch $@
 
 $(NODE)/node_modules/.packages: $(NODE)/package-lock.json
 	@cd $(NODE) && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-# PyTorch is installed on its own, from the index that fits the machine, so the locks leave it out.
+# PyTorch is installed on its own, from the index that fits the machine, so the locks leave it out, but not what it needs.
 lock:
 	echo torch >requirements/.excluded
-	uv pip compile --universal --python-version 3.11 --generate-hashes --excludes requirements/.excluded \
-		requirements.txt --output-file requirements/lock.txt
-	uv pip compile --universal --python-version 3.11 --generate-hashes --excludes requirements/.excluded \
+	printf 'networkx\nsetuptools\nsympy\n' | $(COMPILE) --excludes requirements/.excluded \
+		requirements.txt - --output-file requirements/lock.txt
+	$(COMPILE) --excludes requirements/.excluded \
 		--constraints requirements/lock.txt requirements/dev.txt requirements/ray.txt requirements/otel.txt \
 		--output-file requirements/lock-dev.txt
 	rm requirements/.excluded
+	$(COMPILE) requirements/litellm.txt --output-file requirements/lock-litellm.txt
+	$(COMPILE) requirements/clients.txt --output-file requirements/lock-clients.txt
 
 litellm: $(LITELLM)/.packages
 
 # LiteLLM's pins and those of requirements.txt exclude each other.
-$(LITELLM)/.packages: requirements/litellm.txt
+$(LITELLM)/.packages: requirements/lock-litellm.txt
 	@echo "installing packages into $(LITELLM)/ (1 to 2 minutes) ..."
 	@$(PYTHON) -m venv $(LITELLM)
-	@$(LITELLM)/bin/python3 -m pip install --quiet --disable-pip-version-check --no-compile -r requirements/litellm.txt
+	@$(LITELLM)/bin/python3 $(INSTALL) --no-compile --no-deps --require-hashes -r requirements/lock-litellm.txt
 	@touch $@
 
 # Linux without a GPU takes PyTorch's CPU build, a tenth of the size; where its index can't be reached, the usual one.
 $(VENV)/.packages: requirements/lock.txt
 	@echo "installing packages into $(VENV)/ (2 to 4 minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --no-deps --require-hashes -r requirements/lock.txt
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		$(PIP) --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || true; \
 	fi
 	@$(PIP) $(TORCH)
-	@$(PIP) --no-deps --require-hashes -r requirements/lock.txt
 	@touch $@
 
 $(VENV)/.offline: $(VENV)/.packages requirements/offline.txt
