@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from router_data import InputError
+from router_data import InputError, printable
 
 DEFAULT_MODEL = "gpt-6-luna"
 OPENAI_ADDRESS = "https://api.openai.com/v1"
@@ -84,9 +84,9 @@ def printable_address(address: str) -> str:
 
 
 def without_key(text: str) -> str:
-    """The text on one line, without the key."""
+    """The text on one line, without the key, and without what could steer a terminal."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text.replace(key, "***") if len(key) > 7 else text  # a word such as "x" for a local server is no secret
 
 

@@ -53,11 +53,14 @@ class StopRun(Exception):
 
 
 class AnswerMissing(Exception):
-    """This request has no usable answer; the message is the reason, `reply` what the model said instead."""
+    """This request has no usable answer; the message is the reason, `reply` what the model said instead.
+
+    Neither holds the key: a server may quote it in place of an answer.
+    """
 
     def __init__(self, reason: str, reply: str | None = None) -> None:
-        super().__init__(reason)
-        self.reply = reply
+        super().__init__(without_key(reason))
+        self.reply = reply and without_key(reply)
 
 
 class CutShort(Exception):

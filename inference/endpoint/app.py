@@ -37,6 +37,7 @@ from inference.endpoint.shadow import Job, Shadow
 from inference.endpoint.stored import StoredObjects
 from inference.endpoint.upstreams import UpstreamClient, is_down
 from inference.sessions import Sessions
+from router_data import printable
 from router_model import MAX_CORES, Router, parse_router_model
 
 MODEL_NAMES = "router, router-<threshold> (such as router-0.35), inferior and superior"
@@ -127,7 +128,7 @@ class EndpointApp:
             except Exception as error:  # whatever is wrong with a folder of files
                 self.metrics.reloads.labels("refused").inc()
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                LOG.error("the new checkpoint is refused, %s stays: %s", self.checkpoint, reason)
+                LOG.error("the new checkpoint is refused, %s stays: %s", self.checkpoint, printable(reason))
                 return False
             self._use(router)
             self.metrics.reloads.labels("taken").inc()

@@ -99,6 +99,7 @@ def test_a_password_in_the_address_is_not_printed():
 def test_a_key_in_a_message_is_masked(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret\n")
     assert api_settings.without_key("wrong key\n  sk-very-secret given") == "wrong key *** given"
+    assert api_settings.without_key("no \x1b[2J\x9b1A") == "no \\x1b[2J\\x9b1A"
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     assert api_settings.without_key("exact text") == "exact text", "a word for a local server is no secret"
 

@@ -137,6 +137,27 @@ def test_what_is_no_label_goes_to_the_failures(serve, fault, capsys):
     assert label() == 0 and each_once(prompts)
 
 
+ECHOED = "Bearer sk-secret-of-the-test \x1b]0;owned\x07"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        completion(ECHOED), completion(f"<think>{ECHOED}"), completion(None, refusal=ECHOED), Answer(ECHOED.encode()),
+        Answer({"choices": [{"message": {}, "error": {"message": ECHOED}}]}), error(400, None, ECHOED),
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_echoes_puts_no_key_into_the_failures_and_no_escapes_on_the_terminal(serve, answer, capsys):
+    prompts = write_prompts(3)
+    serve(lambda prompt, *_: answer if prompt == prompts[1] else completion())
+    label("--timeout", "5")
+    said = "".join(capsys.readouterr())
+    assert len(failures()) == 1
+    kept = Path("failures-out.jsonl").read_text()
+    for text in (kept, said):
+        assert "sk-secret" not in text and "\x1b" not in text and "\\u001b" not in text
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -62,14 +62,14 @@ def test_a_broken_checkpoint_is_refused_and_the_old_one_stays(router, upstream, 
     def load() -> Router:
         if fault == "no numbers":
             return with_model(router, Broken())
-        raise InputError("no model.safetensors") if fault == "refused" else FileNotFoundError("models/x")
+        raise InputError("no model.safetensors \x1b[2J") if fault == "refused" else FileNotFoundError("models/x")
 
     with endpoint(router, upstream, load_router=load) as running:
         before = running.decision(EASY_PROMPT)
         assert not reload(running)
         assert running.decision(EASY_PROMPT) == before
         assert running.metrics()["router_reloads_total{refused}"] == 1
-    assert f"is refused, {router.model_save_dir.name} stays" in caplog.text
+    assert f"is refused, {router.model_save_dir.name} stays" in caplog.text and "\x1b" not in caplog.text
 
 
 def test_a_threshold_of_the_flag_stays_the_routers(router, upstream):
