@@ -49,8 +49,10 @@ def cost_change(cost: float, alone: float) -> str:
     """A cost beside that of the superior model alone."""
     if not alone:
         return ""
-    change = cost / alone - 1
-    return f"{-change:.0%} less than {dollars(alone)}" if change <= 0 else f"{change:.0%} more than {dollars(alone)}"
+    change = round(100 * (cost / alone - 1))
+    if not change:
+        return f"as much as {dollars(alone)}"
+    return f"{abs(change)}% {'less' if change < 0 else 'more'} than {dollars(alone)}"
 
 
 def message(text: str, kind: str = "note") -> str:

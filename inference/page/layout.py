@@ -15,9 +15,11 @@ from inference.page.answers import EXPLAIN_HINT
 from inference.page.both_models import VOTES, BothModels
 from inference.page.checkpoints import Checkpoints
 from inference.page.guard import is_local_request
-from router_data import INFERIOR, SUPERIOR, TIER_COLORS, InputError, Prices
+from router_data import InputError, Prices
 
 MAX_CONCURRENT_USERS = 20
+MEMORY_HOURS = 8  # that a scored file is kept in memory
+FORGOTTEN = f"This file was scored more than {MEMORY_HOURS} hours ago and is no longer there; choose it again."
 EXAMPLE_PRICES = Prices(inferior=0.5, superior=10, tokens_per_prompt=800)
 EXAMPLES = [
     "What is the capital of France?",
@@ -29,8 +31,9 @@ EXAMPLES = [
     "cause and rewrite the transaction so that it cannot happen.",
 ]
 CUSTOM = "custom"
-ROUTE_COLORS = {"inferior": TIER_COLORS[INFERIOR], "superior": TIER_COLORS[SUPERIOR]}
-CURVE_COLORS = {"this router": TIER_COLORS[INFERIOR], "at random": "#7b8794", "threshold": TIER_COLORS[SUPERIOR]}
+# Of page.css, which has them for light and dark; the router's curve is no tier's, so it is drawn in ink
+ROUTE_COLORS = {"inferior": "var(--inferior)", "superior": "var(--superior)"}
+CURVE_COLORS = {"this router": "var(--body-text-color)", "at random": "var(--muted)", "threshold": "var(--focus)"}
 # The colours of `html_parts.highlighted`; the component draws them pale, with dark letters
 WORD_COLORS = {
     "strongly inferior": "#2fa89c", "clearly inferior": "#7fcac3", "a little inferior": "#cfeae7",
@@ -149,9 +152,22 @@ class SidePanel:
     plots: gr.HTML
 
 
+class Blocks(gr.Blocks):
+    """Blocks whose idle tabs hold no connection to the server.
+
+    Gradio keeps a stream open for each tab, by which it knows when to forget the tab's state. A browser opens six
+    connections to a host, so the seventh tab would wait for ever. Nothing here needs the stream: work ends with the
+    stream of its own results, and what is large in the state has a time to live.
+    """
+
+    def get_config_file(self) -> Any:
+        """What the browser is told of the page."""
+        return {**super().get_config_file(), "connect_heartbeat": False}
+
+
 def build(services: Services) -> gr.Blocks:
     """The gradio Blocks of the page."""
-    with gr.Blocks(title="LLM router", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with Blocks(title="LLM router", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         gr.HTML(html_parts.header())
         gr.HTML("", elem_id="connection", js_on_load="element.setAttribute('role', 'alert')")
         with gr.Row(equal_height=False):
@@ -237,6 +253,7 @@ def file_tab() -> FileSection:
         curve = gr.LinePlot(
             x="threshold", y="share", x_title="Threshold, %", y_title="To the superior model, %", height=220,
             x_lim=[0, 100], y_lim=[0, 100], tooltip=["cost"], elem_id="file_curve", buttons=[],
+            color="route", color_map=ROUTE_COLORS, colors_in_legend=[],
         )  # fmt: skip
         table = gr.Dataframe(
             headers=files.TABLE_COLUMNS, label="Scored rows, nearest the threshold first", interactive=False,
@@ -319,7 +336,8 @@ def connect(
     side: SidePanel,
 ) -> None:
     """Tie every event to what answers it."""
-    decided, explained, kept, scored = gr.State(("", None)), gr.State({"text": None}), gr.State(None), gr.State(None)
+    decided, explained, kept = gr.State(("", None)), gr.State({"text": None}), gr.State(None)
+    scored = gr.State(None, time_to_live=MEMORY_HOURS * 3600)
     connect_prompt(services, one_prompt, history, side, decided, explained, kept)
     connect_threshold(services, one_prompt, file, side, decided, kept, scored)
     connect_file(services, file, side, scored)
@@ -433,12 +451,16 @@ def connect_threshold(
 ) -> None:
     """Everything that shows the threshold or a price follows them."""
 
-    def on_threshold(threshold: float, decided: tuple, kept: tuple | None, scored: Any, checkpoint: str, *given: float):
+    def on_threshold(
+        threshold: float, decided: tuple, kept: tuple | None, scored: Any, summary: str, checkpoint: str, *given: float
+    ):
         page, prices = services.checkpoints.get(checkpoint), prices_of(given)
         name = page.preset_of(threshold) or CUSTOM
         results = (gr.skip(),) * 4
         if scored:
             results = results_of(services.checkpoints.files(checkpoint), scored, threshold, prices)
+        elif summary:
+            results = (html_parts.message(FORGOTTEN, "warning"), *(gr.skip(),) * 3)
         return (
             page.card(decided[0], decided[1], threshold, prices, kept),
             page.kept_card(kept, threshold),
@@ -454,7 +476,7 @@ def connect_threshold(
     gr.on(
         [side.threshold.change, *(price.change for price in side.prices)],
         on_threshold,
-        [side.threshold, decided, kept, scored, side.checkpoint, *side.prices],
+        [side.threshold, decided, kept, scored, file.summary, side.checkpoint, *side.prices],
         [
             tab.card, tab.kept_card, side.preset, side.figures, side.curve,
             file.summary, file.histogram, file.curve, file.table,
@@ -565,9 +587,11 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
     tab.cancel.click(lambda: (stopped, hidden), None, [tab.status, tab.cancel], cancels=list(running), **QUIET)
 
     def on_download(scored: Any, checkpoint: str, threshold: float) -> str:
+        if scored is None:
+            raise gr.Error(FORGOTTEN, print_exception=False)
         return str(services.checkpoints.files(checkpoint).write(scored, threshold))
 
-    tab.download.click(on_download, [scored, side.checkpoint, side.threshold], tab.link, **QUIET).then(
+    tab.download.click(on_download, [scored, side.checkpoint, side.threshold], tab.link, **QUIET).success(
         js=click("#link", after=200)
     )
 
@@ -588,7 +612,7 @@ def connect_history(tab: HistoryTab, prompt: gr.Textbox) -> None:
     def on_select(selected: gr.SelectData) -> str:
         return selected.row_value[0] if selected.row_value else ""
 
-    tab.table.select(on_select, None, prompt, **QUIET).then(js="() => routerPage.showTab(0)")
+    tab.table.select(on_select, None, prompt, **QUIET).then(js="() => routerPage.showPrompt()")
     tab.export.click(None, None, None, js="() => routerPage.exportHistory()", **QUIET)
     tab.clear.click(None, None, tab.table, js="() => routerPage.clearHistory()", **QUIET)
 

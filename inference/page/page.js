@@ -110,7 +110,10 @@ window.routerPage = (() => {
     ];
   }
 
-  function showTab(index) { document.querySelectorAll("#main button[role=tab]")[index]?.click(); }
+  function showPrompt() {                       // whoever works by keyboard goes on there
+    document.querySelector("#main button[role=tab]")?.click();
+    setTimeout(() => box()?.focus());           // once its tab is shown
+  }
 
   // Text may run from right to left. With dir="auto" Chromium needs seconds to lay out a megabyte, and does so several
   // times a change, so the direction of a long text is that of its first letter.
@@ -139,5 +142,5 @@ window.routerPage = (() => {
   document.addEventListener("input", (event) => { if (event.target === box()) { direct(box(), box().value); markStale(); } }, true);
   new MutationObserver(() => { markStale(); dress(); }).observe(document.documentElement, { childList: true, subtree: true });
   setInterval(checkServer, 1000);
-  return { remember, restore, enable, snippets, exportHistory, clearHistory, showTab };
+  return { remember, restore, enable, snippets, exportHistory, clearHistory, showPrompt };
 })();

@@ -28,8 +28,9 @@ def checkpoint(trained_checkpoint, tmp_path_factory):
     }  # fmt: skip
     (folder / TRADEOFF_FILE).write_text(json.dumps(table))
     figure = {"value": 0.9, "low": 0.8, "high": 0.95}
-    metrics = {"test": {"rows": 40, "figures": {"this router": {"AUROC": figure, "accuracy": figure}}}}
-    (folder / METRICS_FILE).write_text(json.dumps(metrics))
+    frames = {"frames": 12, "kept": figure, "worst": {"kept": {"value": 0.6}}}
+    test = {"rows": 40, "figures": {"this router": {"AUROC": figure, "accuracy": figure}}}
+    (folder / METRICS_FILE).write_text(json.dumps({"test": test, "frames": frames}))
     run = {"train_files": ["rows.jsonl"], "rows": {"train": 320}, "started_at": "2026-01-02T00:00:00+00:00"}
     (folder / RUN_FILE).write_text(json.dumps(run))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# A card\n![plot](http://evil.example/x.png)<img src=x>")

@@ -147,6 +147,10 @@ def test_a_dearer_inferior_model_costs_more(page):
     assert "$0.00" in html.unescape(page.figures(0.5, free))
 
 
+def test_no_difference_in_cost_is_said_so(page):
+    assert "as much as $8.00" in html.unescape(page.figures(0.0, PRICES))  # everything goes to the superior model
+
+
 def test_an_old_checkpoint_shows_what_it_can(tmp_path):
     with pytest.warns(UserWarning, match=r"no router\.json"):
         page = Page(Router.load(save_checkpoint(tmp_path / "bare", labels=None)))

@@ -527,7 +527,7 @@ def test_a_prompt_is_tried_explained_compared_and_judged_by_keyboard(tab, served
     tab_to(tab, "#code button[role=tab]:not(.selected)")
     tab.keyboard.press("Enter")
     tab.wait_for_function(
-        "[...document.querySelectorAll('#code textarea')].some(a => a.offsetParent && a.value.includes('gradio_client'))"
+        "[...document.querySelectorAll('#code textarea')].some(a => a.offsetParent && a.value.includes('Client('))"
     )
 
 
