@@ -578,8 +578,16 @@ class Router:
         return self.model.logits([row.ids for row in self.encoder.encode(prompts)])
 
     def score_ids(self, rows: list[list[int]]) -> np.ndarray:
-        """`score` of prompts that are token ids already, special tokens included; shape (len(rows),)."""
-        return calibrated(self.model.logits(rows), self.settings.temperature) if rows else np.empty(0)
+        """`score` of prompts that are token ids already, special tokens included; shape (len(rows),).
+
+        Rows that are the same are scored once.
+        """
+        if not rows:
+            return np.empty(0)
+        positions: dict[tuple[int, ...], int] = {}
+        at = [positions.setdefault(tuple(row), len(positions)) for row in rows]
+        logits = self.model.logits(list(map(list, positions)))
+        return calibrated(logits, self.settings.temperature)[at]
 
 
 # What names the router in a request to an OpenAI client: "router", or with a threshold of its own "router-0.35"

@@ -122,6 +122,15 @@ def test_callers_in_many_threads_get_their_own_scores(router):
     assert np.concatenate(in_groups).tolist() == expected[:40].tolist()
 
 
+def test_prompts_that_are_the_same_are_scored_once(router, monkeypatch):
+    scored, logits = [], router.model.logits
+    monkeypatch.setattr(router.model, "logits", lambda rows: (scored.extend(rows), logits(rows))[1])
+    scores = router.score([PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1].upper()])
+    assert len(scored) == 2 and scores[0] == scores[2] and scores[1] == scores[3]
+    monkeypatch.undo()
+    assert scores[:2].tolist() == [router.score([prompt])[0] for prompt in PROMPTS[:2]]
+
+
 def test_no_prompts_no_scores(router):
     assert router.score([]).shape == (0,) and router.decide([]) == []
 

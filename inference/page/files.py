@@ -97,6 +97,7 @@ class FileTab:
             yield f"Reading {path.name} …"
             scored = read_file(path, column)
             rows = [i for i, prompt in enumerate(scored.prompts) if prompt]
+            rows.sort(key=lambda i: str(scored.prompts[i]))  # repeats lie side by side, and are scored once
             if not rows:
                 raise InputError("; ".join([f"{path.name} holds no prompt", *scored.problems[:1]]))
             for start in range(0, len(rows), BATCH):
@@ -157,12 +158,14 @@ class FileTab:
         return pandas.DataFrame({"score": middle, "prompts": counts, "route": routes})
 
     def curve(self, scored: ScoredFile, prices: Prices) -> pandas.DataFrame:
-        """What each threshold would cost, for `gr.LinePlot`: columns threshold and share (percent), and cost."""
+        """What each threshold would cost, for `gr.LinePlot`: columns threshold and share (percent), cost and route."""
         thresholds = np.linspace(0, 1, 51)
         scores = np.sort(scored.scores)
         shares = 1 - np.searchsorted(scores, thresholds, side="left") / len(scores)
         costs = [dollars(prices.per_thousand(share) * len(scores) / 1000) for share in shares]
-        return pandas.DataFrame({"threshold": 100 * thresholds, "share": 100 * shares, "cost": costs})
+        return pandas.DataFrame(
+            {"threshold": 100 * thresholds, "share": 100 * shares, "cost": costs, "route": "superior"}
+        )
 
     def write(self, scored: ScoredFile, threshold: float) -> Path:
         """The file again, each row with the fields of contract 1: a table as CSV, anything else as JSONL."""
