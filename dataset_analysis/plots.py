@@ -1,7 +1,8 @@
 """The pictures of the report: each function takes tables and the path of the PNG it writes.
 
-A title states the finding. The eight colours are Okabe and Ito's (grey for their yellow), which colour-blind readers
-can tell apart; every category has a marker of its own as well.
+A title states the finding. Teal is the inferior and amber the superior tier, as in every other plot. The eight colours
+of the categories are Okabe and Ito's (grey for their yellow), which colour-blind readers can tell apart; every category
+has a marker of its own as well.
 """
 
 from pathlib import Path
@@ -9,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dataset_analysis.vote_statistics import Estimate
-from router_data import SUPERIOR
+from router_data import INFERIOR, SUPERIOR, TIER_COLORS
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#222222", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-BLUE, ORANGE, GREY, BLACK = "#0072B2", "#E69F00", "#8C8C8C", "#222222"
+TEAL, AMBER = TIER_COLORS[INFERIOR], TIER_COLORS[SUPERIOR]
+GREY, BLACK = "#8C8C8C", "#222222"
 WIDTH = 10  # inches
 DPI = 130
 RATIO = "inferior ratio: share of votes for the inferior models, a tie counting half"
@@ -37,8 +39,8 @@ def ranked_questions(path: Path, questions: pd.DataFrame, threshold: float) -> N
     figure, axes = _axes(WIDTH, 2.2 + 0.185 * n)
     style = _category_styles(questions["category"])
     superior = int((questions["label"] == SUPERIOR).sum())
-    axes.axhspan(-0.7, superior - 0.5, color=BLUE, alpha=0.06, lw=0)
-    axes.axhspan(superior - 0.5, n - 0.3, color=ORANGE, alpha=0.09, lw=0)
+    axes.axhspan(-0.7, superior - 0.5, color=AMBER, alpha=0.08, lw=0)
+    axes.axhspan(superior - 0.5, n - 0.3, color=TEAL, alpha=0.08, lw=0)
     axes.axvline(threshold, color=BLACK, lw=1.1, ls="--")
     for row, question in enumerate(questions.itertuples()):
         color, marker = style[question.category]
@@ -92,19 +94,18 @@ def categories(path: Path, questions: pd.DataFrame, means: pd.DataFrame) -> None
     share = 100 * votes.div(votes.sum(axis=1), axis=0)
     start = np.zeros(len(share))
     for column, color, hatch in (
-        ("inferior_wins", ORANGE, ""),
+        ("inferior_wins", TEAL, ""),
         ("ties", "#DADADA", "///"),
-        ("superior_wins", BLUE, ""),
+        ("superior_wins", AMBER, ""),
     ):
         name = column.replace("_", " ")
         right.barh(
             range(len(share)), share[column], 0.62, start, color=color, hatch=hatch, ec="white", lw=0, label=name
         )
         for row, value in enumerate(share[column]):
-            dark = column == "superior_wins"
             back = None if column != "ties" else {"fc": "#DADADA", "ec": "none", "pad": 1}
             right.text(start[row] + value / 2, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5,
-                       color="white" if dark else BLACK, bbox=back)  # fmt: skip
+                       color=BLACK if column == "ties" else "white", bbox=back)  # fmt: skip
         start += share[column].to_numpy()
     right.set(xlim=(0, 100), xlabel="share of the category's votes, %")
     right.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), fontsize=8.5, handlelength=1.2,
@@ -169,20 +170,18 @@ def preference_grid(path: Path, panels: dict[str, pd.DataFrame]) -> None:
     columns, rows = (list(dict.fromkeys(cells[name])) for name in ("inferior", "superior"))
     figure = Figure(figsize=(1.6 + 1.55 * len(columns) * len(panels), 2.1 + 0.85 * len(rows)), layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    highest = cells["value"].max()
+    shades, end = LinearSegmentedColormap.from_list("inferior", ["white", TEAL]), 1.5 * cells["value"].max()
     for axes, (judge, pairs) in zip(all_axes, panels.items(), strict=True):
         table = pairs.set_index(["superior", "inferior"])
         values = table["value"].unstack().reindex(index=rows, columns=columns)
-        image = axes.imshow(values, cmap="Oranges", vmin=0, vmax=1.25 * highest, aspect="auto")
+        axes.imshow(values, cmap=shades, vmin=0, vmax=end, aspect="auto")  # light enough for dark letters
         for (superior, inferior), cell in table.iterrows():
-            dark = sum(to_rgb(image.cmap(image.norm(cell["value"])))) < 1.6
             place = (columns.index(inferior), rows.index(superior))
-            color = "white" if dark else BLACK
             axes.annotate(f"{cell['value']:.0%}", place, (0, 4), textcoords="offset points", ha="center", va="bottom",
-                          fontsize=13, weight="bold", color=color, annotation_clip=False)  # fmt: skip
+                          fontsize=13, weight="bold", color=BLACK, annotation_clip=False)  # fmt: skip
             detail = f"{cell['low']:.0%} to {cell['high']:.0%}\n{cell['votes']:,.0f} votes"
             axes.annotate(detail, place, (0, 1), textcoords="offset points", ha="center", va="top", fontsize=8,
-                          color=color)  # fmt: skip
+                          color=BLACK)  # fmt: skip
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_title(judge, loc="left", fontsize=10)

@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from judgments import HARDEST_FIRST, analyse_judgments, human_votes
+from PIL import Image, ImageColor
 
 from dataset_analysis import report
 from dataset_analysis.read_judgments import votes_between_tiers
+from router_data import TIER_COLORS
 
 
 def test_report_and_its_plots(reported_judgments, tmp_path):
@@ -23,6 +25,9 @@ def test_report_and_its_plots(reported_judgments, tmp_path):
     assert len(pictures) == 4
     for picture in pictures:
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "out" / "mt_bench_analysis" / "categories.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(image.width * image.height)}
+    assert {ImageColor.getrgb(colour) for colour in TIER_COLORS.values()} <= colours
     rows = [line for line in written.splitlines() if re.match(r"\| \d", line)]
     assert [int(line.split(" | ")[1]) for line in rows] == HARDEST_FIRST
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {12}  # the text's own bar is escaped
