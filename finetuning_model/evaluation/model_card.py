@@ -2,17 +2,19 @@
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 from string import Template
 
 from finetuning_model.evaluation.baselines import ROUTER
-from finetuning_model.evaluation.markdown import show, table
-from router_data import write_text_atomically
-from router_model import CARD_FILE, METRICS_FILE, RUN_FILE, RouterSettings, Verdict
+from finetuning_model.evaluation.markdown import cell, show, table
+from router_data import LabelledPrompt, read_rows, write_text_atomically
+from router_model import CARD_FILE, METRICS_FILE, PREDICTIONS_FILE, RUN_FILE, RouterSettings, Verdict
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 MARKED_SECTION = re.compile(r"(<!-- (verdict|thresholds) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 MAX_FRAMES_SHOWN = 5
+MIN_KIND_ROWS = 20  # fewer test rows say little about a kind
 
 
 def write_model_card(folder: Path) -> None:
@@ -38,6 +40,7 @@ def write_model_card(folder: Path) -> None:
         test_table=figures_table(metrics["test"]),
         frames_table=frames_table(metrics["frames"], MAX_FRAMES_SHOWN),
         questions=questions_section(questions) if questions else "",
+        measured_limits=measured_limits(metrics["frames"], list(read_rows(folder / PREDICTIONS_FILE))),
         ece_before=show(scaling["expected_calibration_error_before"]),
         ece_after=show(scaling["expected_calibration_error_after"]),
         command=f"python3 inference/run_gradio_model.py --model_save_dir {folder.parent / name} "
@@ -96,6 +99,32 @@ votes; ties in which every model failed alike count towards the inferior side to
 
 {figures_table(report)}
 """
+
+
+def measured_limits(frames: dict, rows: list[LabelledPrompt]) -> str:
+    """What the test rows say about frames and kinds, in sentences.
+
+    Args:
+        frames: as `judge_frames` gives it.
+        rows: the test rows with the router's answer, and `category` where they have one.
+    """
+    changed = 1 - frames["kept"]["value"]
+    sentences = [f"In the frames above {changed:.0%} of the decisions are not those on the bare request."]
+    by_kind = defaultdict(list)
+    for row in rows:
+        by_kind[getattr(row, "category", None)].append((row.label, row.router_label))  # type: ignore[attr-defined]
+
+    def is_weak(pairs: list[tuple[str, str]]) -> bool:
+        labels = [label for label, _ in pairs]
+        return sum(label == route for label, route in pairs) <= max(map(labels.count, labels))
+
+    kinds = {kind: pairs for kind, pairs in by_kind.items() if kind and len(pairs) >= MIN_KIND_ROWS}
+    if weak := sorted(cell(str(kind)) for kind, pairs in kinds.items() if is_weak(pairs)):
+        sentences.append(
+            f"Of the {len(kinds)} kinds with {MIN_KIND_ROWS} test rows or more, one decision for the whole kind would "
+            f"be right as often on {', '.join(weak)}."
+        )
+    return " ".join(sentences)
 
 
 def frames_table(report: dict, most: int) -> str:
