@@ -1,6 +1,6 @@
 # make demo      a router of your own in your browser: packages, fine-tuning on the sample, the page
 # make test      all tests
-# make quick     the tests that take under a second each, for the inner loop
+# make quick     the tests that take under a second each, on two cores, for the inner loop
 # make lint      ruff, and the type checker
 # make docs      the documents that are made from the code
 # make pictures  the pictures in docs/images, from the newest checkpoint (needs Chromium)
@@ -34,7 +34,7 @@ test: $(VENV)/.offline $(VENV)/.dev
 	$(PY) -m pytest
 
 quick: $(VENV)/.offline $(VENV)/.dev
-	$(PY) -m pytest -m "not slow and not browser and not endpoint" -q
+	$(PY) -m pytest -m "not slow and not browser and not endpoint" -q -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy $(CHECKED)
