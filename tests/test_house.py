@@ -3,7 +3,9 @@
 import ast
 import json
 import re
+import sys
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,22 @@ def test_make_installs_by_hash_alone_and_runs_no_script_of_a_package():
 
 def test_ci_ends_what_it_started_and_nothing_by_name():
     assert not re.search(r"\b(pkill|killall)\b", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+
+
+def test_what_the_programs_import_is_pinned():
+    def plain(name: str) -> str:
+        return name.lower().replace("-", "_")
+
+    files = [ROOT / "requirements.txt", *(ROOT / "requirements" / f"{name}.txt" for name in ("ray", "otel"))]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    pinned = {plain(name[0]) for line in lines if (name := re.match(r"[\w-]+(?=[^=]*==)", line))}
+    packages = packages_distributions()
+    sources = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "benchmarks"]
+    imported = {module.split(".")[0] for path in sources for module in imported_modules(path)}
+    others = imported - sys.stdlib_module_names - {*STAGES, *(path.stem for path in SOURCES)}
+    assert len(others) > 20
+    unpinned = {module for module in others if not set(map(plain, packages.get(module, [module]))) & pinned}
+    assert unpinned <= {"fastapi", "litellm"}  # which stand in LiteLLM's own environment
 
 
 @pytest.mark.parametrize("stage", STAGES)
