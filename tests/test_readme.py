@@ -33,8 +33,8 @@ USERS_COMMANDS = (  # which this project was asked to answer to, word for word b
     "deactivate",
 )
 SET_BY_OTHERS = {  # read, but nobody sets them for this project
-    "GRADIO_ANALYTICS_ENABLED", "OMP_NUM_THREADS", "SSL_CERT_FILE", "WORLD_SIZE", "HTTPS_PROXY", "HTTP_PROXY",
-    "ALL_PROXY", "NO_PROXY",
+    "GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR", "OMP_NUM_THREADS", "SSL_CERT_FILE", "WORLD_SIZE", "HTTPS_PROXY",
+    "HTTP_PROXY", "ALL_PROXY", "NO_PROXY",
 }  # fmt: skip
 SCRIPTS = sorted(
     {command for command in COMMANDS if re.match(r"(python3|torchrun|accelerate) .*?\w+/\w+\.py", command)}
