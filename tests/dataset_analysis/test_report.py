@@ -13,6 +13,7 @@ from dataset_analysis.read_judgments import votes_between_tiers
 from router_data import TIER_COLORS
 
 
+@pytest.mark.slow
 def test_report_and_its_plots(reported_judgments, tmp_path):
     analyse_judgments(reported_judgments, tmp_path / "out")
     written = (tmp_path / "out" / "mt_bench_analysis.md").read_text()

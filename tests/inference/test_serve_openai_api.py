@@ -72,6 +72,7 @@ def script(*flags: str, cwd: Path, **variables: str):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_the_script_serves_until_it_is_told_to_stop(exported_checkpoint, upstream, tmp_path):
     upstream.behave = lambda *_: stream_of("one two", hold=True)
     urls = {"INFERIOR_BASE_URL": upstream.url, "SUPERIOR_BASE_URL": f"{upstream.url}/"}
