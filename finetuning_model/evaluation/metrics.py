@@ -45,13 +45,6 @@ def estimate(metric: Metric, scores: np.ndarray, draws: np.ndarray) -> Estimate:
     return with_interval(metric(scores, np.ones((1, len(scores))))[0], metric(scores, draws))
 
 
-def paired_difference(metric: Metric, scores: np.ndarray, baseline: np.ndarray, draws: np.ndarray) -> Estimate:
-    """metric(scores) - metric(baseline), both on the same resamples (paired bootstrap)."""
-    ones = np.ones((1, len(scores)))
-    value = metric(scores, ones)[0] - metric(baseline, ones)[0]
-    return with_interval(value, metric(scores, draws) - metric(baseline, draws))
-
-
 def compare_scorers(metric: Metric, scores: dict[str, np.ndarray], draws: np.ndarray) -> dict[str, dict]:
     """A metric of several scorers on the same rows, and how far the first one's exceeds it (paired bootstrap).
 

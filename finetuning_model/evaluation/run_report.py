@@ -12,16 +12,14 @@ import numpy as np
 
 from finetuning_model.evaluation import plots
 from finetuning_model.evaluation.baselines import PARENT, ROUTER, Embed, baseline_scores
-from finetuning_model.evaluation.eval_sets import is_in_unit_interval
+from finetuning_model.evaluation.figures import compare_all, confusion
 from finetuning_model.evaluation.markdown import show
 from finetuning_model.evaluation.metrics import (
-    OF_PROBABILITIES,
     as_json,
     bootstrap_weights,
     estimate,
     expected_calibration_error,
     label_figures,
-    paired_difference,
     spearman,
     uncalibrated,
 )
@@ -107,33 +105,24 @@ def judge(scores: dict[str, np.ndarray], y: np.ndarray, threshold: float) -> dic
     """Every metric of the router and of each baseline on the same rows, and the paired differences, with intervals.
 
     Args:
-        scores: name -> superior scores, shape (n,); the router's under ROUTER. Scores above 1 are only ranked.
+        scores: name -> superior scores, shape (n,); the router's first, under ROUTER. Scores above 1 are only ranked.
         y: labels, shape (n,), 1 is superior.
         threshold: superior from this probability on.
     """
-    draws = bootstrap_weights(len(y))
-    routed = scores[ROUTER] >= threshold
-    figures: dict[str, dict] = {}
-    differences: dict[str, dict] = {}
-    for name, values in scores.items():
-        metrics = label_figures(y, threshold)
-        if not is_in_unit_interval(values):
-            metrics = {key: metric for key, metric in metrics.items() if key not in OF_PROBABILITIES}
-        figures[name] = {key: estimate(metric, values, draws) for key, metric in metrics.items()}
-        if name != ROUTER:
-            differences[name] = {
-                key: paired_difference(metric, scores[ROUTER], values, draws) for key, metric in metrics.items()
-            }
-    confusion = {
-        label: {route: int(((y == i) & (routed == j)).sum()) for j, route in enumerate(LABELS)}
-        for i, label in enumerate(LABELS)
-    }
+    compared = compare_all(label_figures(y, threshold), scores, bootstrap_weights(len(y)))
+
+    def by_scorer(kind: str) -> dict[str, dict]:
+        return {
+            name: {metric: entries[name][kind] for metric, entries in compared.items() if name in entries}
+            for name in scores
+        }
+
     return {
         "rows": len(y),
         "threshold": threshold,
-        "figures": figures,
-        "router_minus_baseline": differences,
-        "confusion_matrix": confusion,
+        "figures": by_scorer("figure"),
+        "router_minus_baseline": {name: values for name, values in by_scorer("difference").items() if name != ROUTER},
+        "confusion_matrix": confusion(y, scores[ROUTER], threshold),
     }
 
 

@@ -140,12 +140,15 @@ def test_resamples_draw_n_prompts_and_repeat_by_seed():
     assert (draws == m.bootstrap_weights(30, 7)).all() and (draws != m.bootstrap_weights(30, 7, seed=1)).any()
 
 
-def test_comparing_scorers_gives_what_estimate_and_paired_difference_give(drawn):
+def test_comparing_scorers_gives_their_estimates_and_paired_differences(drawn):
     scores, y, _, _ = drawn
     draws = m.bootstrap_weights(40, 200)
+    metric = m.auroc(y)
     compared = m.compare_scorers(m.auroc(y), {"a": scores, "b": -scores}, draws)
     assert compared["b"]["figure"] == m.estimate(m.auroc(y), -scores, draws)
-    assert compared["b"]["difference"] == m.paired_difference(m.auroc(y), scores, -scores, draws)
+    paired = metric(scores, draws) - metric(-scores, draws)
+    difference = compared["a"]["figure"].value - compared["b"]["figure"].value
+    assert compared["b"]["difference"] == m.Estimate(difference, *np.percentile(paired, [2.5, 97.5]))
     assert compared["a"]["difference"] is None
     same = m.compare_scorers(m.auroc(y), {"a": scores, "b": scores.copy()}, draws)["b"]["difference"]
     assert (same.value, same.low, same.high) == (0, 0, 0)
