@@ -31,10 +31,10 @@ from inference.scored_rows import ANSWER_FIELDS, score_rows
 from prompt_files import PROMPT_COLUMNS, Record, Report, prompt_column, prompt_in, read_records
 from router_data import (
     INFERIOR,
-    SECONDS_BETWEEN_LINES,
     SUPERIOR,
     InputError,
     Prices,
+    Progress,
     RowAppender,
     add_price_flags,
     encode_row,
@@ -225,29 +225,6 @@ def say_to_stderr(message: str) -> None:
     tqdm.write(printable(message), file=sys.stderr)
 
 
-class Progress:
-    """How far the work is: a bar on a terminal, else a line on stderr every few seconds."""
-
-    def __init__(self, total: int | None, done: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, initial=done, unit=" prompts", disable=not sys.stderr.isatty(), leave=False)
-        self._of = f" of {total:,}" if total else ""
-        self._done, self._last_line = done, time.monotonic()
-
-    def add(self, rows: int) -> None:
-        """So many more rows are scored."""
-        self._bar.update(rows)
-        self._done += rows
-        if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            print(f"scored {self._done:,}{self._of} rows", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
-
-
 def summary(counts: Counter, bad_rows: int, seconds: float, scored: int, prices: Prices | None) -> str:
     """The last lines: shares, money, speed."""
     routed = counts[SUPERIOR] + counts[INFERIOR]
@@ -295,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 3. Batch by batch: score, write
     started = time.perf_counter()
     appender = None if args.output == STDIO else RowAppender(args.output)
-    progress = Progress(rows_in(args.input), done)
+    progress = Progress("scoring prompts", rows_in(args.input), done)
     for batch in batches(records):
         rows = score_rows(router, batch, threshold, args.prompt_column, unreadable)
         write(rows, appender)
