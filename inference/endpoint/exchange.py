@@ -84,7 +84,7 @@ class _Exchange:
             record.ended = time.perf_counter()
             if self._span:
                 app.settings.tracing.end(self._span, record)  # type: ignore[union-attr]
-            # The answer's last bytes leave at the end of this turn of the event loop; what is kept of it can wait for them
+            # The answer's last bytes leave at the end of this turn of the event loop: what is kept of it waits for them
             asyncio.get_running_loop().call_soon(app.finish, record, self.job)
 
     @property
