@@ -18,6 +18,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ _CONTENT_KEYS = {"content", "value", "text"}
 MAX_LINE_CHARACTERS = 64_000_000
 MAX_ARRAY_CHARACTERS = 512_000_000  # a JSON array is read whole
 MAX_PRINTED_CHARACTERS = 1_000_000
+MAX_READER_MEMORY = 4 * 2**30  # bytes of address space of the process that reads a workbook or a parquet file
 DELIMITERS = {",": "CSV with commas", ";": "CSV with semicolons", "\t": "tab-separated", "|": "CSV with vertical bars"}
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -61,6 +64,7 @@ class Record(NamedTuple):
 
 
 Report = Callable[[str], None]
+Reader = Callable[[Path, Report], Iterator["dict | InputError"]]
 
 
 def read_records(
@@ -113,10 +117,10 @@ def _files_in(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds no .parquet, .arrow, .jsonl or .csv file; name a file")
 
 
-def _rows_of(path: Path, say: Report) -> Iterator[dict | InputError]:
+def _rows_of(path: Path, say: Report, readers: "dict[str, Reader] | None" = None) -> Iterator[dict | InputError]:
     """A file's rows; in the place of a row that can't be read, the error that names it."""
     try:
-        read = READERS.get(_suffix(path))
+        read = (readers or READERS).get(_suffix(path))
         if read is None:
             raise InputError(f"{path}: don't know how to read '{path.suffix}' files; use one of {', '.join(READERS)}")
         yield from read(path, say)
@@ -368,8 +372,54 @@ def _read_arrow(path: Path, say: Report) -> Iterator[dict | InputError]:
         ) from error
 
 
+def _read_elsewhere(path: Path, say: Report) -> Iterator[dict | InputError]:
+    """As `BOUNDED_READERS`, in a process of its own.
+
+    A file of a kilobyte may hold a cell at the far end of a sheet, or one long text a million times. The libraries want
+    all memory for it at once, which would end this process, with no error.
+    """
+    command = [sys.executable, __file__, str(path), str(MAX_READER_MEMORY)]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert reader.stdout
+    try:
+        for line in reader.stdout:
+            kind, value = json.loads(line)
+            if kind == "fault":
+                raise InputError(value)
+            if kind == "note":
+                say(value)
+            else:
+                yield value if kind == "row" else InputError(value)
+        if reader.wait():
+            raise InputError(f"{path} does not fit into memory; split it, or save it as JSONL")
+    finally:
+        reader.kill()
+        reader.stdout.close()
+        reader.wait()
+
+
+def print_rows(path: Path, max_memory: int) -> None:
+    """Print what one of `BOUNDED_READERS` reads for `_read_elsewhere`, in so many bytes of address space."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
+    try:
+        for row in _rows_of(path, lambda message: print(json.dumps(["note", message])), BOUNDED_READERS):
+            print(json.dumps(["row", row] if isinstance(row, dict) else ["bad", str(row)]))
+    except InputError as error:
+        print(json.dumps(["fault", str(error)]))
+
+
+BOUNDED_READERS: dict[str, Reader] = {
+    ".parquet": _read_arrow,
+    ".arrow": _read_arrow,
+    ".xlsx": _read_workbook,
+    ".xls": _read_workbook,
+    ".ods": _read_workbook,
+}
 # What `read_records` reads, by the name's ending; each may be packed as .gz
-READERS: dict[str, Callable[[Path, Report], Iterator[dict | InputError]]] = {
+READERS: dict[str, Reader] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".ndjson": _read_json,
@@ -377,11 +427,7 @@ READERS: dict[str, Callable[[Path, Report], Iterator[dict | InputError]]] = {
     ".tsv": _read_table,
     ".tab": _read_table,
     ".txt": _read_text,
-    ".parquet": _read_arrow,
-    ".arrow": _read_arrow,
-    ".xlsx": _read_workbook,
-    ".xls": _read_workbook,
-    ".ods": _read_workbook,
+    **dict.fromkeys(BOUNDED_READERS, _read_elsewhere),
 }
 
 
@@ -526,3 +572,7 @@ def first_user_turn(prompt: str | list[dict] | None) -> str:
         contents = (message["content"] for message in prompt if message["role"] == "user")
         prompt = next(contents, None)
     return prompt.encode("utf-8", "replace").decode() if isinstance(prompt, str) else ""
+
+
+if __name__ == "__main__":
+    print_rows(Path(sys.argv[1]), int(sys.argv[2]))

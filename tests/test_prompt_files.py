@@ -5,10 +5,12 @@ import gzip
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import prompt_files
 from prompt_files import MAX_LINE_CHARACTERS, first_user_turn, is_local, prompt_column, prompt_in, read_records
 from router_data import InputError
 
@@ -37,7 +39,7 @@ def table(delimiter: str, encoding: str = "utf-8", header: str = "prompt") -> by
     return file.getvalue().encode(encoding, "replace")
 
 
-def workbook() -> bytes:
+def workbook(more: str = "") -> bytes:
     from zipfile import ZipFile
 
     cells = "".join(
@@ -72,7 +74,8 @@ def workbook() -> bytes:
             'Target="worksheets/sheet1.xml"/></Relationships>',
         )
         archive.writestr(
-            "xl/worksheets/sheet1.xml", f'<worksheet xmlns="{main}"><sheetData>{cells}</sheetData></worksheet>'
+            "xl/worksheets/sheet1.xml",
+            f'<worksheet xmlns="{main}"><sheetData>{cells}{more}</sheetData></worksheet>',
         )
     return file.getvalue()
 
@@ -240,17 +243,44 @@ def test_a_bomb_is_refused_in_one_line(tmp_path):
         list(read_records([tmp_path / "a.jsonl.gz"]))
 
 
-def test_a_table_that_does_not_fit_into_memory_is_one_line(tmp_path, monkeypatch):
-    import pyarrow
-    import pyarrow.parquet
+def repeated_text() -> bytes:
+    """A small file that holds one long text many times."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def open_table(file):
-        raise pyarrow.ArrowMemoryError("malloc of size 6442450944 failed")
+    file = io.BytesIO()
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array(["x" * 24_000_000]))
+    pq.write_table(pa.table({"prompt": texts}), file, compression="zstd")
+    return file.getvalue()
 
-    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", open_table)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="does not fit into memory"):
-        list(read_records([tmp_path / "a.parquet"]))
+
+BOMBS = {
+    "a.xlsx": lambda: workbook('<row r="1048576"><c r="XFD1048576" t="inlineStr"><is><t>x</t></is></c></row>'),
+    "a.parquet": repeated_text,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no limit of a process's memory")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_that_wants_all_memory_is_refused_and_ends_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(prompt_files, "MAX_READER_MEMORY", 2**31)
+    (tmp_path / name).write_bytes(BOMBS[name]())
+    assert (tmp_path / name).stat().st_size < 10_000
+    with pytest.raises(InputError, match=f"{name} does not fit into memory") as error:
+        list(read_records([tmp_path / name]))
+    assert "\n" not in str(error.value)
+
+
+def test_who_stops_reading_a_workbook_leaves_no_process_behind(tmp_path, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(popen(*args, **more)) or started[-1])
+    (tmp_path / "a.xlsx").write_bytes(workbook())
+    records = read_records([tmp_path / "a.xlsx"])
+    next(records)
+    records.close()
+    assert started[0].returncode is not None
 
 
 # The prompt of a row
