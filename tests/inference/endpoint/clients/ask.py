@@ -45,5 +45,33 @@ def pydantic_ai_stream(question: str) -> str:
     return asyncio.run(ask())
 
 
+def langchain_openai(question: str) -> str:
+    """LangChain, by chat completions."""
+    from langchain_openai import ChatOpenAI
+
+    return ChatOpenAI(model="router").invoke(question).text
+
+
+def langchain_openai_stream(question: str) -> str:
+    """The same, as a stream."""
+    from langchain_openai import ChatOpenAI
+
+    return "".join(chunk.text for chunk in ChatOpenAI(model="router").stream(question))
+
+
+def langchain_anthropic(question: str) -> str:
+    """LangChain, by Anthropic's Messages."""
+    from langchain_anthropic import ChatAnthropic
+
+    return ChatAnthropic(model="router").invoke(question).text
+
+
+def langchain_anthropic_stream(question: str) -> str:
+    """The same, as a stream."""
+    from langchain_anthropic import ChatAnthropic
+
+    return "".join(chunk.text for chunk in ChatAnthropic(model="router").stream(question))
+
+
 if __name__ == "__main__":
     print(globals()[sys.argv[1]](sys.argv[2]).strip())

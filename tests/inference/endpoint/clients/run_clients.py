@@ -23,8 +23,18 @@ CLIENTS = {
     ("node", "openai-agents"): RESPONSES,
     ("python", "openai_agents"): RESPONSES,
     ("python", "pydantic_ai"): RESPONSES,
+    ("python", "langchain_openai"): CHAT,
+    ("python", "langchain_anthropic"): MESSAGES,
 }
 KEY = "own-secret"
+
+
+CLAUDE_CODE = FOLDER / "node_modules" / "@anthropic-ai" / "claude-code" / "cli-wrapper.cjs"
+
+
+def line_of_the_readme(client: str, address: str) -> list[str]:
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {client}"))
+    return shlex.split(row.split("`")[1].replace("http://127.0.0.1:8000", address))
 
 
 def command(language: str, client: str, address: str, question: str) -> list[str]:
@@ -45,7 +55,8 @@ def environment(serving, tmp_path):
     """A home of its own, the endpoint's address and key, and no other key."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     own = {"HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
-    return kept | own | {"OPENAI_BASE_URL": f"{serving.address}/v1", "OPENAI_API_KEY": KEY}
+    own |= {"OPENAI_BASE_URL": f"{serving.address}/v1", "OPENAI_API_KEY": KEY}
+    return kept | own | {"ANTHROPIC_BASE_URL": serving.address, "ANTHROPIC_API_KEY": KEY}
 
 
 def answer_of(arguments: list[str], environment: dict[str, str], folder: Path) -> str:
@@ -70,10 +81,20 @@ def test_a_client_gets_the_answer_of_the_model_that_was_chosen(
 def test_codex_works_through_the_router_with_the_line_of_the_readme(
     router, upstream, environment, tmp_path, prompt, answer
 ):
-    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| Codex CLI |"))
     upstream.other_path = speaks_all
     with endpoint(router, upstream) as running:
-        _, *flags = shlex.split(row.split("`")[1].replace("http://127.0.0.1:8000", running.address))
+        _, *flags = line_of_the_readme("Codex CLI", running.address)
         program = [str(FOLDER / "node_modules" / ".bin" / "codex"), "exec", "--skip-git-repo-check"]
         assert answer_of([*program, *flags, prompt], environment, tmp_path) == answer
     assert set(upstream.paths) == {RESPONSES}
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(EASY_PROMPT, "I am small"), (HARD_PROMPT, "I am large")])
+def test_claude_code_works_through_the_router_with_the_line_of_the_readme(
+    serving, upstream, environment, tmp_path, prompt, answer
+):
+    *variables, _ = line_of_the_readme("Claude Code", serving.address)
+    quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    environment = environment | quiet | dict(variable.split("=", 1) for variable in variables)
+    assert answer_of(["node", str(CLAUDE_CODE), "-p", prompt], environment, tmp_path) == answer
+    assert {path.partition("?")[0] for path in upstream.paths} == {MESSAGES}
