@@ -258,6 +258,7 @@ def make_server(app: object, limits: ConnectionLimits, grace: float = GRACE_SECO
         access_log=False,
         date_header=False,  # the upstream's passes through
         server_header=False,
+        proxy_headers=False,  # nothing depends on what they say
         log_config=None,
         log_level="warning",
         timeout_graceful_shutdown=grace,  # type: ignore[arg-type]
@@ -277,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with bind(args.host, args.port) as listener:
         warn_if_open(args.host, settings)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # the format has none of them
 
         # 2. Load the checkpoint, and again at SIGHUP.
         def load_router() -> Router:

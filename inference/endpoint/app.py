@@ -69,6 +69,7 @@ class EndpointApp:
         self.metrics = Metrics()
         self.log = DecisionLog(settings.decision_log) if settings.decision_log else None
         self.in_flight = 0
+        self.metrics.in_flight.set_function(lambda: self.in_flight)
         self.measures = any(each.max_input_tokens or each.inputs is not None for each in self.upstreams.values())
         self._executor: ThreadPoolExecutor | None = None
         self._reloading = asyncio.Lock()
@@ -95,6 +96,7 @@ class EndpointApp:
             self.shadow = Shadow(client, settings.shadow_share, settings.shadow_max_requests, self._end_shadow)
             self._watch_for_reload()
             await send({"type": "lifespan.startup.complete"})
+            self.bodies.warm_up()
             await receive()
             await self.shadow.close()
         self.bodies.close()

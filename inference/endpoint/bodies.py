@@ -135,6 +135,10 @@ class BodyReader:
         for _ in range(PARSER_PROCESSES):
             self._parsers.put(ParserProcess())
 
+    def warm_up(self) -> None:
+        """Start a parsing process in the background: that takes half a second, which no request should wait for."""
+        self._threads.submit(self._with_parser, ParserProcess.start)
+
     def close(self) -> None:
         """End the parsing processes."""
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -206,28 +210,26 @@ class BodyReader:
         if body.size <= MAX_INLINE_BODY_BYTES:
             return parse(b"".join(body.parts), api, max_length, measure)
         order = {"size": body.size, "api": asdict(api), "max_length": max_length, "measure": measure}
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._parse_elsewhere, body.parts, order)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._with_parser, ParserProcess.parse, body.parts, order
+        )
 
-    def _parse_elsewhere(self, parts: list[bytes], order: dict) -> ParsedRequest:
+    def _with_parser(self, do: Callable[..., Any], *args: Any) -> Any:
         parser = self._parsers.get()
         try:
-            return parser.parse(parts, order)
+            return do(parser, *args)
         finally:
             self._parsers.put(parser)
 
 
 class ParserProcess:
-    """A process that parses large bodies (`body_parser.serve_parser`), started when the first one comes."""
+    """A process that parses large bodies (`body_parser.serve_parser`), started when it is first needed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def parse(self, parts: list[bytes], order: dict) -> ParsedRequest:
-        """The parsed request.
-
-        Raises:
-            ApiError: as `body_parser.parse`, or the process broke down over this body.
-        """
+    def start(self) -> None:
+        """Start the process where it does not run."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "inference.endpoint.body_parser"],
@@ -235,6 +237,15 @@ class ParserProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
+
+    def parse(self, parts: list[bytes], order: dict) -> ParsedRequest:
+        """The parsed request.
+
+        Raises:
+            ApiError: as `body_parser.parse`, or the process broke down over this body.
+        """
+        self.start()
+        assert self._process
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")

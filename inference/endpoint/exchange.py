@@ -59,7 +59,6 @@ class _Exchange:
         """Answer the request, whatever happens, and keep how it ended."""
         app, record = self.app, self.record
         app.in_flight += 1
-        app.metrics.in_flight.set(app.in_flight)
         if app.settings.tracing:
             name = f"POST /v1{self.api.path}" if self.api else "other"
             self._span = app.settings.tracing.start(name, self.raw_headers)
@@ -80,7 +79,6 @@ class _Exchange:
             await self._fail(ApiError(500, "internal_error", "the router failed; its log says why"))
         finally:
             app.in_flight -= 1
-            app.metrics.in_flight.set(app.in_flight)
             record.ended = time.perf_counter()
             if self._span:
                 app.settings.tracing.end(self._span, record)  # type: ignore[union-attr]

@@ -20,6 +20,7 @@ import warnings
 import zlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -44,19 +45,19 @@ MIN_KEY_CHARACTERS = 8  # shorter keys are those of local servers, and words
 MAX_HEADER_BYTES = 65536  # of one line of an answer
 
 HOP_BY_HOP = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    "upgrade".split()
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
 )
 FORWARDED_HEADERS = frozenset(
-    "content-type accept accept-encoding user-agent openai-beta anthropic-version anthropic-beta idempotency-key "
-    "traceparent tracestate".split()
+    b"content-type accept accept-encoding user-agent openai-beta anthropic-version anthropic-beta idempotency-key "
+    b"traceparent tracestate".split()
 )
-FORWARDED_PREFIX = "x-stainless-"  # of the SDKs of OpenAI and Anthropic
+FORWARDED_PREFIX = b"x-stainless-"  # of the SDKs of OpenAI and Anthropic
 DROPPED_ANSWER_HEADERS = HOP_BY_HOP | frozenset(
-    "set-cookie clear-site-data strict-transport-security alt-svc refresh location public-key-pins nel report-to "
-    "server-timing content-security-policy".split()
+    b"set-cookie clear-site-data strict-transport-security alt-svc refresh location public-key-pins nel report-to "
+    b"server-timing content-security-policy".split()
 )
-DROPPED_ANSWER_PREFIXES = ("x-router-", "access-control-")
+DROPPED_ANSWER_PREFIXES = (b"x-router-", b"access-control-")
 DECODABLE = {"gzip", "deflate", "identity"}  # encodings in which an answer can be looked at
 
 LOCAL_NAMES = ("localhost", "::1")
@@ -261,7 +262,7 @@ class UpstreamClient:
             forwarded_headers: names in lower case of further headers of the client that go on to the upstreams.
         """  # noqa: D205, D212
         self.timeout, self.retries = timeout, retries
-        self._forwarded_headers = FORWARDED_HEADERS | set(forwarded_headers)
+        self._forwarded_headers = FORWARDED_HEADERS | {name.encode() for name in forwarded_headers}
         self._proxies = {upstream.name: upstream.proxy for upstream in upstreams}
 
     async def __aenter__(self) -> "UpstreamClient":
@@ -491,14 +492,14 @@ def unavailable(failures: list[str], error: UpstreamFailed) -> UpstreamUnavailab
     return UpstreamUnavailable(failures, 502, code, message)
 
 
-def request_headers(request: UpstreamRequest, upstream: Upstream, forwarded: Collection[str]) -> CIMultiDict[str]:
+def request_headers(request: UpstreamRequest, upstream: Upstream, forwarded: Collection[bytes]) -> CIMultiDict[str]:
     """The client's headers that are meant for the upstream, with the upstream's own key."""
     kept: CIMultiDict[str] = CIMultiDict()
     connection_header_names = _connection_header_names(request.headers)
     for raw_name, value in request.headers:
-        name = raw_name.decode("latin-1").lower()
+        name = raw_name.lower()
         if (name in forwarded or name.startswith(FORWARDED_PREFIX)) and name not in connection_header_names:
-            kept.add(name, value.decode("utf-8", "replace"))
+            kept.add(name.decode("latin-1"), value.decode("utf-8", "replace"))
     if "accept-encoding" in kept:
         kept["accept-encoding"] = _decodable(kept["accept-encoding"])
     if request.api and request.api.is_anthropic:
@@ -514,19 +515,20 @@ def answer_headers(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
     connection_header_names = _connection_header_names(headers)
     kept = []
     for raw_name, value in headers:
-        name = raw_name.decode("latin-1").lower()
+        name = raw_name.lower()
         dropped = name in DROPPED_ANSWER_HEADERS or name in connection_header_names
         if not dropped and not name.startswith(DROPPED_ANSWER_PREFIXES):
-            kept.append((name.encode(), value))
+            kept.append((name, value))
     return kept
 
 
-def _connection_header_names(headers: Sequence[tuple[bytes, bytes]]) -> set[str]:
+def _connection_header_names(headers: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
     """The headers that `connection` names: they are meant for the next hop only."""
-    values = (value.decode("latin-1") for name, value in headers if name.lower() == b"connection")
-    return {word.strip().lower() for value in values for word in value.split(",")}
+    values = [value for name, value in headers if name.lower() == b"connection"]
+    return {word.strip().lower() for value in values for word in value.split(b",")}
 
 
+@lru_cache(maxsize=16)
 def _decodable(accept_encoding: str) -> str:
     """The encodings of `accept-encoding` in which the router can look at an error."""
     words = (word.strip() for word in accept_encoding.split(","))

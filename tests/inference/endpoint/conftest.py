@@ -5,6 +5,7 @@ from openai_server import OpenAIServer
 from routing_endpoint import endpoint, says_its_name
 
 from inference.endpoint import upstreams
+from inference.endpoint.bodies import BodyReader
 from router_model import Router
 
 
@@ -16,6 +17,7 @@ def router(trained_checkpoint):
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(upstreams, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(BodyReader, "warm_up", lambda self: None)  # half a second of a core for each endpoint
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 import aiohttp
 import pytest
 from openai_server import completion
-from routing_endpoint import EASY_PROMPT, HARD_PROMPT, PATIENCE, endpoint, headers_of_decision, user
+from routing_endpoint import EASY_PROMPT, HARD_PROMPT, PATIENCE, endpoint, headers_of_decision, user, wait_until
 
 from inference.endpoint import bodies
 from inference.endpoint.bodies import Body, MemoryBudget
@@ -143,6 +143,17 @@ def test_a_body_too_complex_for_the_parser_is_refused_and_the_next_one_parsed(ro
     deep = b'{"model":"inferior","x":%s%s}' % (b"[" * 400_000, b"]" * 400_000)
     assert routed.post(deep).status_code == 400
     assert routed.post(large(600_000)).status_code == 200
+
+
+def test_a_parsing_process_runs_before_the_first_large_body(router, upstream, monkeypatch):
+    monkeypatch.undo()  # of what spares the other tests this process
+    with endpoint(router, upstream) as running:
+        parsers = running.app.bodies._parsers.queue
+        wait_until(lambda: parsers[-1]._process)
+        process = parsers[-1]._process
+        assert running.post(large(100_000)).status_code == 200
+        assert parsers[-1]._process is process
+    assert process.returncode is not None  # it ends with the endpoint
 
 
 def test_another_name_takes_the_place_of_the_models_whatever_the_pieces():
