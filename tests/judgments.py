@@ -72,6 +72,11 @@ def gpt4_votes() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(judge="gpt4_pair")
 
 
+def write_votes(rows: pd.DataFrame, path: Path) -> None:
+    """As JSONL, which is read at once; a parquet file is read by a process of its own, which takes a second."""
+    rows.to_json(path, orient="records", lines=True)
+
+
 def analyse_judgments(dataset: Path | str, output: Path, *flags: str) -> dict[int, LabelledQuestion]:
     """Run stage 1; returns the labelled questions by number, in the order of the file."""
     assert stage.main(["--dataset", str(dataset), "--output_dir", str(output), *TIERS, *flags]) == 0

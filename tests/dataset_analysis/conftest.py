@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from judgments import gpt4_votes, human_votes
+from judgments import gpt4_votes, human_votes, write_votes
 
 from dataset_analysis import plots, report, vote_statistics
 
@@ -16,8 +16,8 @@ def judgments(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(report, "write_report", lambda *args: None)
     folder = tmp_path / "judgments"
     folder.mkdir()
-    human_votes().to_parquet(folder / "human.parquet")
-    gpt4_votes().to_parquet(folder / "gpt4_pair.parquet")
+    write_votes(human_votes(), folder / "human.jsonl")
+    write_votes(gpt4_votes(), folder / "gpt4_pair.jsonl")
     return folder
 
 

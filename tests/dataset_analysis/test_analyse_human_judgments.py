@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from judgments import HARDEST_FIRST, RATIOS, VOTES, analyse_judgments, human_votes, text, vote
+from judgments import HARDEST_FIRST, RATIOS, VOTES, analyse_judgments, human_votes, text, vote, write_votes
 
 from dataset_analysis import analyse_human_judgments as stage
 from router_data import INFERIOR, SUPERIOR, InputError, LabelledQuestion, encode_row, read_rows
@@ -41,7 +41,7 @@ def test_votes_inside_a_tier_and_the_order_of_the_models_change_nothing(judgment
     rows = rows[rows["model_a"].str[:3] != rows["model_b"].str[:3]]  # bi-g against sma-ll only
     swapped = rows.rename(columns={"model_a": "model_b", "model_b": "model_a"})
     swapped["winner"] = rows["winner"].replace({"model_a": "model_b", "model_b": "model_a"})
-    swapped.to_parquet(judgments / "human.parquet")
+    write_votes(swapped, judgments / "human.jsonl")
     after = analyse_judgments(judgments, tmp_path / "after")
     assert 160 not in before
     for number, row in before.items():
@@ -121,7 +121,7 @@ def test_the_prompt_shows_at_most_six_pairs_from_different_categories():
 
 def test_a_prompt_without_clear_questions_says_so(judgments, tmp_path, capsys):
     rows = human_votes()
-    rows[rows["question_id"].isin([82, 84])].to_parquet(judgments / "human.parquet")
+    write_votes(rows[rows["question_id"].isin([82, 84])], judgments / "human.jsonl")
     questions = analyse_judgments(judgments, tmp_path / "out")
     assert not any(row.in_labelling_prompt for row in questions.values())
     assert "shows no examples" in capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_bad_flags_end_in_one_line(judgments, tmp_path, flags, message):
 
 def test_models_that_never_met(judgments, tmp_path):
     rows = [vote(81, i, 1, models=tier) for i in (0, 2, 3, 5) for tier in (("big", "big"), ("small", "small"))]
-    pd.DataFrame(rows).to_parquet(judgments / "human.parquet")
+    write_votes(pd.DataFrame(rows), judgments / "human.jsonl")
     with pytest.raises(InputError, match="no vote is between"):
         analyse_judgments(judgments, tmp_path / "out")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from judgments import VOTES, analyse_judgments, gpt4_votes, human_votes
+from judgments import VOTES, analyse_judgments, gpt4_votes, human_votes, write_votes
 
 from dataset_analysis.read_judgments import question_texts, read_judgments, votes_between_tiers
 from router_data import InputError
@@ -24,12 +24,12 @@ def test_categories_come_from_the_questions_file_where_there_is_one(judgments, t
 
 
 def as_json_lines(rows: pd.DataFrame, folder: Path) -> Path:
-    rows.to_json(folder / "votes.jsonl", orient="records", lines=True)
+    write_votes(rows, folder / "votes.jsonl")
     return folder / "votes.jsonl"
 
 
 def as_packed_json_lines(rows: pd.DataFrame, folder: Path) -> Path:
-    rows.to_json(folder / "human.jsonl.gz", orient="records", lines=True)
+    write_votes(rows, folder / "human.jsonl.gz")
     return folder / "human.jsonl.gz"
 
 
@@ -73,7 +73,7 @@ def test_votes_are_read_in_the_forms_people_have(judgments, tmp_path, form):
 
 
 def test_gpt4s_votes_are_found_beside_a_file_of_human_ones(judgments):
-    found = read_judgments(str(judgments / "human.parquet"))
+    found = read_judgments(str(judgments / "human.jsonl"))
     assert len(found.human) == len(human_votes()) and len(found.gpt4) == len(gpt4_votes())
 
 
@@ -86,16 +86,17 @@ def test_inconsistent_ties_are_ties():
 def test_bad_files_are_named(judgments, tmp_path):
     human = human_votes()
     cases = {
-        "human.parquet": (human.drop(columns=["judge", "turn"]), "no column judge, turn"),
-        "win.parquet": (human.assign(winner="model_c"), "unknown winner 'model_c'"),
+        "human.jsonl": (human.drop(columns=["judge", "turn"]), "no column judge, turn"),
+        "win.jsonl": (human.assign(winner="model_c"), "unknown winner 'model_c'"),
         "none.parquet": (human.iloc[:0], "no rows"),
-        "mute.parquet": (human.assign(conversation_a=None), "no user's message in conversation_a of question 81"),
-        "words.parquet": (human.assign(conversation_a="hm"), "no user's message in conversation_a of question 81"),
+        "mute.jsonl": (human.assign(conversation_a=None), "no user's message in conversation_a of question 81"),
+        "words.jsonl": (human.assign(conversation_a="hm"), "no user's message in conversation_a of question 81"),
         "named.csv": (human.assign(question_id="q81"), "question_id is not a number in every row"),
-        "judge.parquet": (gpt4_votes(), "holds GPT-4's votes"),
+        "judge.jsonl": (gpt4_votes(), "holds GPT-4's votes"),
     }
+    write = {".jsonl": write_votes, ".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
     for name, (rows, message) in cases.items():
-        rows.to_csv(tmp_path / name, index=False) if name.endswith("csv") else rows.to_parquet(tmp_path / name)
+        write[Path(name).suffix](rows, tmp_path / name)
         with pytest.raises(InputError, match=re.escape(message)) as error:
             analyse_judgments(tmp_path / name, tmp_path / "out")
         assert name in str(error.value)

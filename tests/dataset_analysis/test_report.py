@@ -64,7 +64,7 @@ def test_agreement_with_gpt4_stands_beside_a_constant_answer():
 
 
 def test_report_without_gpt4(reported_judgments, tmp_path):
-    (reported_judgments / "gpt4_pair.parquet").unlink()
+    (reported_judgments / "gpt4_pair.jsonl").unlink()
     analyse_judgments(reported_judgments, tmp_path / "out")
     written = (tmp_path / "out" / "mt_bench_analysis.md").read_text()
     assert "holds no votes of the GPT-4 judge" in written and "human_against_gpt4" not in written
