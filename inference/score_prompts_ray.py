@@ -89,10 +89,14 @@ class Scorer:
 
     def __call__(self, batch: dict) -> dict:
         """Columns line (a scored row of JSONL) and problem, of which one is None in each row."""
-        found = zip(batch["fields"], batch["source"], batch["number"], batch["problem"], strict=True)
-        rows = list(found)
-        records = [Record(json.loads(fields), source, int(number)) for fields, source, number, _ in rows if fields]
-        problems = [problem for *_, problem in rows if problem]
+        rows = list(zip(batch["fields"], batch["source"], batch["number"], batch["problem"], strict=True))
+        # A column in which everything is None comes from Ray as NaN
+        records = [
+            Record(json.loads(fields), source, int(number))
+            for fields, source, number, _ in rows
+            if isinstance(fields, str)
+        ]
+        problems = [problem for *_, problem in rows if isinstance(problem, str)]
         lines = [
             encode_row(row).decode()
             for row in score_rows(self.router, records, self.threshold, self.column, problems.append)

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import EASY, HARD, ROOT
 
 from finetuning_model.export_onnx import export_onnx
 from inference import score_prompts
+from inference.score_prompts_ray import Scorer
 from prompt_files import Record
 from router_data import INFERIOR, SUPERIOR, InputError, RouterAnswer
 from router_model import Router
@@ -307,6 +309,15 @@ def test_a_follow_up_stays_with_its_question():
 
 
 @pytest.mark.slow
+def test_a_ray_worker_reads_columns_that_are_empty_throughout(checkpoint):
+    score = Scorer(str(checkpoint), None, 0.5, None)
+    nothing, row = np.full(1, np.nan), np.array(['{"prompt": "the apple"}'], dtype=object)
+    scored = score({"fields": row, "source": ["f"], "number": [1], "problem": nothing})
+    assert json.loads(scored["line"][0])["prompt"] == "the apple" and scored["problem"] == [None]
+    unreadable = {"fields": nothing, "source": nothing, "number": [0], "problem": np.array(["line 1"], dtype=object)}
+    assert score(unreadable) == {"line": [None], "problem": ["line 1"]}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ray calls its support of Windows a beta; not tried there")
 def test_two_ray_workers_write_what_one_script_writes(checkpoint, jsonl, tmp_path):
     pytest.importorskip("ray", reason="optional: pip install -r requirements/ray.txt")
