@@ -191,10 +191,11 @@ def estimate(prompts: DrawnPrompts, request: LabelRequest, price: Price | None, 
         (tokens.input_tokens + tokens.output_tokens) / (args.tokens_per_minute or float("inf")),
     )
     money = f"about ${price.cost(tokens):,.4f}" if price else "price unknown"
+    time = f"about {minutes:.1f} minutes" if minutes >= 1 else "less than a minute"
     dated = f" at {price.input:g} and {price.output:g} $/M (prices of {prices_date()})" if price else ""
     return (
-        f"{len(prompts):,} rows to label with {request.model}: {tokens} ({how}), {money}{dated}, about {minutes:.1f} "
-        f"minutes at {SECONDS_PER_ANSWER:g} s an answer"
+        f"{len(prompts):,} rows to label with {request.model}: {tokens} ({how}), {money}{dated}, {time} at "
+        f"{SECONDS_PER_ANSWER:g} s an answer"
     )
 
 

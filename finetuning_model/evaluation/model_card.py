@@ -80,11 +80,14 @@ def thresholds_section(settings: RouterSettings) -> str:
 
 
 def figures_table(report: dict) -> str:
-    """The figures of `run_report.judge` as a Markdown table, a row per scorer."""
+    """The figures of `run_report.judge` as a Markdown table, a row per scorer; scorers that are the same share one."""
     columns = list(report["figures"][ROUTER])
+    names = defaultdict(list)
+    for name, figures in report["figures"].items():
+        names[tuple(show(figures.get(column)) for column in columns)].append(name)
     rows = [
-        [f"**{name}**" if name == ROUTER else name, *[show(figures.get(column)) for column in columns]]
-        for name, figures in report["figures"].items()
+        [" = ".join(f"**{name}**" if name == ROUTER else name for name in same), *shown]
+        for shown, same in names.items()
     ]
     return table(["", *columns], rows)
 

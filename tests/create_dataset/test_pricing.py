@@ -93,6 +93,7 @@ def test_dry_run_asks_nothing_and_shows_rows_tokens_and_money(serve, capsys, mon
     *_, said, following = capsys.readouterr().out.splitlines()
     tokens = int(re.search(r"([\d,]+) input", said)[1].replace(",", ""))
     assert "1,000 rows" in said and f"about ${tokens / 1000:,.4f}" in said and tokens > 10_000
+    assert "less than a minute at 1 s an answer" in said
     assert "estimated at 4 characters a token" in said, "the model is unknown to tiktoken, and the line must say so"
     assert following.startswith("next: python3 create_dataset/label_prompts.py") and "--dry_run" not in following
     assert not server.headers and not Path("out.jsonl").exists()

@@ -1,6 +1,6 @@
-"""The model card: its limits are those that the test rows show."""
+"""The model card: its limits are those that the test rows show, and no row of its table stands twice."""
 
-from finetuning_model.evaluation.model_card import measured_limits
+from finetuning_model.evaluation.model_card import figures_table, measured_limits
 from router_data import INFERIOR, SUPERIOR, LabelledPrompt
 
 FRAMES = {"kept": {"value": 0.85, "low": 0.8, "high": 0.9}}
@@ -28,3 +28,11 @@ def test_the_limits_name_frames_and_the_kinds_that_one_decision_would_serve_as_w
 def test_where_no_kind_is_weak_only_frames_are_named():
     text = measured_limits(FRAMES, rows_of("strong", 30, 25))
     assert text == "In the frames above 15% of the decisions are not those on the bare request."
+
+
+def test_scorers_with_the_same_figures_share_a_row():
+    figure = {"AUROC": {"value": 0.5, "low": 0.5, "high": 0.5}}
+    better = {"AUROC": {"value": 0.8, "low": 0.7, "high": 0.9}}
+    shown = figures_table({"figures": {"this router": better, "always superior": figure, "majority": figure}})
+    assert "| **this router** | 0.800" in shown and "| always superior = majority | 0.500" in shown
+    assert len(shown.splitlines()) == 4
