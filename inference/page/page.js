@@ -126,6 +126,7 @@ window.routerPage = (() => {
   function dress() {
     for (const area of document.querySelectorAll("#prompt textarea, #both textarea")) direct(area, area.value);
     for (const list of document.querySelectorAll("#words .textfield")) list.dir = "auto";
+    for (const wide of document.querySelectorAll("#model_card")) wide.tabIndex = 0;  // so that a keyboard can scroll it
     for (const header of document.querySelectorAll(".toast-header[role]")) {  // a button around the button that closes it
       header.removeAttribute("role");
       header.removeAttribute("tabindex");
@@ -135,6 +136,9 @@ window.routerPage = (() => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === box()) {
       event.preventDefault();
       document.querySelector("#explain")?.click();
+    }
+    if (event.key === "Enter" && event.target.matches?.("th[role=columnheader]")) {  // gradio sorts by clicks alone
+      event.target.querySelector(".header-content span")?.click();
     }
   });
   // Before the text is laid out, and before gradio's listeners, which measure the box

@@ -33,7 +33,10 @@ def checkpoint(trained_checkpoint, tmp_path_factory):
     (folder / METRICS_FILE).write_text(json.dumps({"test": test, "frames": frames}))
     run = {"train_files": ["rows.jsonl"], "rows": {"train": 320}, "started_at": "2026-01-02T00:00:00+00:00"}
     (folder / RUN_FILE).write_text(json.dumps(run))
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A card\n![plot](http://evil.example/x.png)<img src=x>")
+    rows = (["figure"] * 6, ["---"] * 6, ["0.827"] * 6)
+    wide = "\n".join(f"|{'|'.join(cells)}|" for cells in rows)
+    card = f"# A card\n![plot](http://evil.example/x.png)<img src=x>\n\n{wide}"
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{card}")
     return folder
 
 

@@ -576,6 +576,12 @@ def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#summary .stats")
     tab_to(tab, "#rows [role=gridcell]")
+    tab.keyboard.press("ArrowUp")
+    for row in ("1", "2"):  # upwards, then downwards
+        tab.keyboard.press("Enter")
+        tab.wait_for_function(
+            "row => document.querySelector('#rows [role=gridcell]').innerText.trim() === row", arg=row
+        )
     tab_to(tab, "#download")
     with tab.expect_download() as download:
         tab.keyboard.press("Enter")
@@ -676,6 +682,8 @@ def test_every_state_fits_and_passes_axe(served_with_both, chromium, tmp_path, v
     for name in ("About this model", "Use it from code", "Prices", "Model card and plots"):
         tab.get_by_role("button", name=name).click()
     check("vote, feedback, all open")
+    cells = tab.locator("#model_card td").all()
+    assert cells and all(cell.bounding_box()["height"] < 60 for cell in cells)  # no figure is broken into its letters
     colour = tab.evaluate("getComputedStyle(document.querySelector('#decision .card')).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 < 80) == (scheme == "dark")
 
