@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -117,7 +118,7 @@ def measured_limits(frames: dict, rows: list[LabelledPrompt]) -> str:
     for row in rows:
         by_kind[getattr(row, "category", None)].append((row.label, row.router_label))  # type: ignore[attr-defined]
 
-    def is_weak(pairs: list[tuple[str, str]]) -> bool:
+    def is_weak(pairs: Sequence[tuple[str, str]]) -> bool:
         labels = [label for label, _ in pairs]
         return sum(label == route for label, route in pairs) <= max(map(labels.count, labels))
 
