@@ -67,14 +67,15 @@ window.routerPage = (() => {
     markStale();
     if (isBlank(text) || text.length > MAX_KEPT || !now?.dataset.decision || !isCurrent()) return asTable();
     const tries = read(HISTORY, []), last = tries[0];
-    const goesOn = last && (last.prompt === text || (!last.settled && (Date.now() - lastKept < SAME_TRY || text.startsWith(last.prompt))));
-    if (goesOn) tries.shift();
-    tries.unshift({
+    const goesOn = last && !last.settled && (Date.now() - lastKept < SAME_TRY || text.startsWith(last.prompt));
+    const others = (goesOn ? tries.slice(1) : tries).filter((each) => each.prompt !== text);  // tried again, it moves up
+    const known = tries.some((each) => each.prompt === text && each.settled);
+    others.unshift({
       prompt: text, score: Number(now.dataset.score), route: now.dataset.decision, threshold: Number(now.dataset.threshold),
-      time: new Date().toISOString(), settled: settled || (goesOn && last.settled && last.prompt === text),
+      time: new Date().toISOString(), settled: settled || known,
     });
     lastKept = Date.now();
-    keep(HISTORY, tries.slice(0, MAX_ROWS));
+    keep(HISTORY, others.slice(0, MAX_ROWS));
     return asTable();
   }
   function exportHistory() {
@@ -136,9 +137,6 @@ window.routerPage = (() => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target === box()) {
       event.preventDefault();
       document.querySelector("#explain")?.click();
-    }
-    if (event.key === "Enter" && event.target.matches?.("th[role=columnheader]")) {  // gradio sorts by clicks alone
-      event.target.querySelector(".header-content span")?.click();
     }
   });
   // Before the text is laid out, and before gradio's listeners, which measure the box
