@@ -567,6 +567,7 @@ def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
     (tmp_path / "a.csv").write_text(f"id;frage\n1;{HARD_PROMPT}\n2;{EASY_PROMPT}\n")
     go_to_tab(tab, "A file")
     tab_to(tab, "#file button")
+    tab.wait_for_timeout(1000)  # the field is there before it answers to keys
     with tab.expect_file_chooser() as chooser:
         tab.keyboard.press("Enter")
     chooser.value.set_files(tmp_path / "a.csv")
@@ -575,6 +576,7 @@ def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
     tab.keyboard.type("frage")
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#summary .stats")
+    tab.wait_for_selector("#download:not([disabled])")
     tab_to(tab, "#download")
     with tab.expect_download() as download:
         tab.keyboard.press("Enter")
