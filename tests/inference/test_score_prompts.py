@@ -318,6 +318,7 @@ def test_a_ray_worker_reads_columns_that_are_empty_throughout(checkpoint):
     assert score(unreadable) == {"line": [None], "problem": ["line 1"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ray calls its support of Windows a beta; not tried there")
 def test_two_ray_workers_write_what_one_script_writes(checkpoint, jsonl, tmp_path):
     pytest.importorskip("ray", reason="optional: pip install -r requirements/ray.txt")
