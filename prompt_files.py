@@ -409,6 +409,8 @@ def print_rows(path: Path, max_memory: int) -> None:
             print(json.dumps(["row", row] if isinstance(row, dict) else ["bad", str(row)]))
     except InputError as error:
         print(json.dumps(["fault", str(error)]))
+    except Exception as error:  # without it the other process would take the end of this one for a lack of memory
+        print(json.dumps(["fault", f"cannot read {path}: {_one_line(error) or type(error).__name__}"]))
 
 
 BOUNDED_READERS: dict[str, Reader] = {

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -409,3 +410,14 @@ def test_a_named_column_wins():
 
 def test_lone_surrogates_are_replaced_in_a_first_turn():
     assert first_user_turn("a\ud800b") == "a?b" and first_user_turn(None) == ""
+
+
+def test_a_fault_of_a_library_is_not_told_as_a_lack_of_memory(tmp_path, monkeypatch, capsys):
+    def break_down(path, say):
+        raise TypeError("no such form")
+        yield
+
+    monkeypatch.setitem(prompt_files.BOUNDED_READERS, ".xlsx", break_down)
+    monkeypatch.setitem(sys.modules, "resource", None)  # this process keeps its memory
+    prompt_files.print_rows(tmp_path / "a.xlsx", prompt_files.MAX_READER_MEMORY)
+    assert json.loads(capsys.readouterr().out) == ["fault", f"cannot read {tmp_path / 'a.xlsx'}: no such form"]
