@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
+from transformers import AutoModelForSequenceClassification
 
 SMOOTHING = 0.6  # share of the channels' unevenness that moves from the inputs to the weights
 GELU_MINIMUM = -0.17  # no value of this activation is lower (-0.16998)
@@ -34,9 +40,6 @@ def write_fp32(folder: Path, path: Path) -> str | None:
 
 def load_eager(folder: Path):
     """The checkpoint's model in fp32, with attention as plain matrix products, which is what can be exported."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
     return AutoModelForSequenceClassification.from_pretrained(
         folder,
         local_files_only=True,
@@ -49,7 +52,6 @@ def load_eager(folder: Path):
 
 def export(model, path: Path) -> None:
     """Write a sequence classifier as ONNX: input_ids (batch, tokens) -> logits (batch, 2)."""
-    import torch
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
@@ -92,8 +94,6 @@ def rewrite_for_speed(model) -> None:
 
 def fold_segment_embeddings(embeddings) -> Callable:
     """The forward pass of BERT's embeddings for one segment, which needs two tables instead of three."""
-    import torch
-
     positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
     embeddings.positions = torch.nn.Parameter(positions.detach(), requires_grad=False)
 
@@ -110,8 +110,6 @@ def fuse_attention(attention, first_token_only: bool) -> Callable:
     As transformers write it, attention is exported as more than 20 operators. With `first_token_only` the first token
     alone attends, so the query is a product of its own.
     """
-    import torch
-
     heads, parts = attention.num_attention_heads, [attention.query, attention.key, attention.value][first_token_only:]
     size = attention.query.out_features
     joined = attention.joined = torch.nn.Linear(attention.query.in_features, size * len(parts))
@@ -153,27 +151,19 @@ class Graph:
 
     def insert(self, at: int, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         """Put a new node at a position."""
-        import onnx
-
         self.nodes.insert(at, onnx.helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant; returns its name."""
-        from onnx import numpy_helper
-
         self.model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
     def matrix(self, node) -> np.ndarray:
         """The weights that a product multiplies by, shape (inputs, outputs)."""
-        from onnx import numpy_helper
-
         return numpy_helper.to_array(self.weights[node.input[1]])
 
     def save(self, path: Path) -> None:
         """Write the model with its changed nodes."""
-        import onnx
-
         del self.model.graph.node[:]
         self.model.graph.node.extend(self.nodes)
         onnx.save(self.model, path)
@@ -192,8 +182,6 @@ def weight_matmuls(graph) -> list:
 
 def ffn_output_matmuls(path: Path) -> list[str]:
     """The names of the products with more inputs than outputs: the second one of every feed-forward layer."""
-    import onnx
-
     graph = onnx.load(path).graph
     dims = {tensor.name: tensor.dims for tensor in graph.initializer}
     return [node.name for node in weight_matmuls(graph) if dims[node.input[1]][0] > dims[node.input[1]][1]]
@@ -212,8 +200,6 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
         path: where the result goes.
         rows: token ids of prompts, to see how wide each channel is.
     """
-    import onnx
-
     graph = Graph(onnx.load(plain))
     from_attention = {name for node in graph.nodes if node.op_type == "MultiHeadAttention" for name in node.output}
     matmuls_by_input = defaultdict(list)  # several products, such as query, key and value, share an input
@@ -234,9 +220,6 @@ def write_smoothed(plain: Path, path: Path, rows: Sequence[list[int]]) -> None:
 
 def channel_ranges(path: Path, names: list[str], rows: Sequence[list[int]]) -> tuple[dict, dict]:
     """The lowest and the highest value of each channel of some inner values over some prompts: name -> (channels,)."""
-    import onnx
-    import onnxruntime
-
     probe = onnx.load(path)
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -261,8 +244,6 @@ def smooth_by_channel(graph: Graph, name: str, matmuls: list, width: np.ndarray)
     Returns:
         The name of the input's even form.
     """
-    from onnx import numpy_helper
-
     matrices = [graph.matrix(node) for node in matmuls]
     weight_width = np.maximum(np.abs(np.concatenate(matrices, axis=1)).max(axis=1), 1e-5)
     scale = np.maximum(width, 1e-5) ** SMOOTHING / weight_width ** (1 - SMOOTHING)
@@ -300,9 +281,6 @@ def scale_by_token(graph: Graph, name: str, matmuls: list, floor: str, is_gelu: 
 
 def write_int8(fp32: Path, path: Path, left_in_fp32: Sequence[str]) -> None:
     """Quantise the products: weights to int8 with a scale a column, inputs to uint8 as they come."""
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
-
     heads = [node.name for node in onnx.load(fp32).graph.node if node.op_type == "Gemm"]  # pooler and classifier: small
     quantize_dynamic(
         fp32,
