@@ -11,6 +11,7 @@ import argparse
 import errno
 import glob
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -705,3 +706,13 @@ def is_disk_full(error: BaseException | None) -> bool:
 def printable(text: str) -> str:
     """The text without control characters, which could steer a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address is that of this machine alone."""
+    if name == "localhost" or re.fullmatch(r"127(\.\d+){1,3}", name):  # 127.1 is 127.0.0.1
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
