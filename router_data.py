@@ -45,6 +45,7 @@ LABELLING_PROMPT_FILE = DATASETS_DIR / "labelling_prompt.txt"
 LABELLED_FILES_GLOB = "final-datasets/router_dataset_labelled-*.jsonl"
 SAMPLE_FILE = DATASETS_DIR / "sample" / "router_dataset_sample.jsonl"
 
+SIMILARITY = 0.8  # of shingles, from which on two prompts are near duplicates
 EVEN_GAIN = 0.15  # gain at which the two routes are worth the same; see probability_from_gain
 MAX_MODERATE_BYTES = 200_000_000  # of a file that is read whole
 SECONDS_BETWEEN_LINES = 5  # of progress, where stderr is no terminal
@@ -63,7 +64,7 @@ class LabelledPrompt(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     prompt: str = Field(description="what the user typed first; not blank")
-    label: Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"] = Field(
+    label: Label = Field(
         description="the preferred route; where superior_probability is given, SUPERIOR exactly when it is >= 0.5"
     )
     superior_probability: float | None = Field(
@@ -139,9 +140,7 @@ class RouterAnswer(BaseModel):
     router_score: float | None = Field(
         default=None, ge=0, le=1, description="the router's probability that the superior model is needed"
     )
-    router_label: Literal["ROUTE_TO_INFERIOR", "ROUTE_TO_SUPERIOR"] | None = Field(
-        default=None, description="the route taken"
-    )
+    router_label: Label | None = Field(default=None, description="the route taken")
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="SUPERIOR exactly when router_score reaches it"
     )
@@ -201,7 +200,7 @@ def dedup_key(prompt: str) -> str:
     return short_sha256(normalise_prompt(prompt))
 
 
-def near_duplicate_groups(prompts: Sequence[str], similarity: float = 0.8) -> list[int]:
+def near_duplicate_groups(prompts: Sequence[str], similarity: float = SIMILARITY) -> list[int]:
     """Group prompts so that near duplicates share a group.
 
     Two prompts are near duplicates when the estimated Jaccard similarity of their sets of five-character shingles
@@ -231,10 +230,10 @@ class NearDuplicateIndex:
     True
     """
 
-    def __init__(self, prompts: Iterable[str] = (), similarity: float = 0.8) -> None:
+    def __init__(self, prompts: Iterable[str] = ()) -> None:
         from datasketch import MinHash, MinHashLSH
 
-        self._index = MinHashLSH(threshold=similarity, num_perm=64)
+        self._index = MinHashLSH(threshold=SIMILARITY, num_perm=64)
         self._empty = MinHash(num_perm=64)
         self._size = 0
         for prompt in prompts:
@@ -254,10 +253,10 @@ class NearDuplicateIndex:
         return signature
 
 
-def shingles(prompt: str, size: int = 5) -> list[bytes]:
-    """The distinct runs of `size` characters of a prompt, case and white space folded; what MinHash compares."""
+def shingles(prompt: str) -> list[bytes]:
+    """The distinct runs of five characters of a prompt, case and white space folded; what MinHash compares."""
     text = normalise_prompt(prompt)
-    return list({text[i : i + size].encode("utf-8", "replace") for i in range(max(1, len(text) - size + 1))})
+    return list({text[i : i + 5].encode("utf-8", "replace") for i in range(max(1, len(text) - 4))})
 
 
 # --- reading our own rows --------------------------------------------------------------------------------------------
@@ -317,9 +316,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
 
 def row_type_of(path: str | Path) -> type[LabelledPrompt] | type[Outcome]:
     """What the rows of a JSONL file are, by its first row: outcomes have both scores and no label."""
-    with open(path, "rb") as file:
-        first = next((line for line in file if line.strip()), b"{}")
-    fields = parse_line(first, f"{path}, line 1")
+    _, fields = next(read_json_lines(path), ("", {}))
     return Outcome if {"weak_score", "strong_score"} & fields.keys() and "label" not in fields else LabelledPrompt
 
 
