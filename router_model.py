@@ -266,10 +266,15 @@ def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
 
 def is_rehearsal(folder: Path) -> bool:
     """Whether a checkpoint's run.json says that it was trained on few rows or steps, to try the program."""
+    return bool(read_run(folder).get("rehearsal"))
+
+
+def read_run(folder: Path) -> dict:
+    """A checkpoint's run.json; empty where it has none that can be read."""
     try:
-        return bool(read_json_object(folder / RUN_FILE).get("rehearsal"))
+        return read_json_object(folder / RUN_FILE)
     except (OSError, ValueError):
-        return False
+        return {}
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -542,7 +547,6 @@ class Router:
 
         A prompt is a text or a conversation: a list of messages with role and content. A single text counts as one.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
         return self.score_ids([row.ids for row in self.encoder.encode(prompts)])
 
     def decide(self, prompts: Sequence[Prompt], threshold: float | None = None) -> list[Decision]:
@@ -550,7 +554,6 @@ class Router:
 
         A single text counts as one prompt.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
         threshold = self.settings.threshold if threshold is None else threshold
         encoded = self.encoder.encode(prompts)
         scores = self.score_ids([row.ids for row in encoded])

@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetuning_model.frames import JUDGING_FRAMES, Frames
-from finetuning_model.lineage import read_run
 from router_data import (
     QUESTIONS_FILE,
     InputError,
@@ -41,7 +40,15 @@ from router_data import (
     write_json,
     write_text_atomically,
 )
-from router_model import VERDICT_FILE, Router, RouterSettings, add_router_flags, check_threshold, newest_checkpoint
+from router_model import (
+    VERDICT_FILE,
+    Router,
+    RouterSettings,
+    add_router_flags,
+    check_threshold,
+    newest_checkpoint,
+    read_run,
+)
 
 if TYPE_CHECKING:
     from finetuning_model.evaluation.eval_sets import EvalSet
@@ -96,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 1. The checkpoint, the sets to judge on, and the rows that its training saw
     from finetuning_model.evaluation.eval_sets import probe_set, read_sets, training_rows
     from finetuning_model.evaluation.report import markdown, summary
-    from finetuning_model.evaluation.scoring import encoder_of, pooled_outcomes, say, score_sets
+    from finetuning_model.evaluation.scoring import frozen_encoder_of, pooled_outcomes, say, score_sets
 
     router, run = Router.load(folder, args.hf_model_name), read_run(folder)
     threshold = router.settings.threshold if args.threshold is None else args.threshold
@@ -108,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 2. Every prompt scored, by the router and by every baseline
     probes = probe_set()
-    embed = encoder_of(args.hf_model_name, router, run, remarks) if train else None
+    embed = frozen_encoder_of(args.hf_model_name, router, run, remarks) if train else None
     score_sets([*sets, probes], router, train, embed, args.seed)
     pooled = pooled_outcomes(sets, args.seed)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_files import read_records
-from router_data import normalise_prompt, read_json_object
-from router_model import PREDICTIONS_FILE, RUN_FILE, SETTINGS_FILE, VALIDATION_FILE, RouterSettings
+from router_data import normalise_prompt
+from router_model import PREDICTIONS_FILE, SETTINGS_FILE, VALIDATION_FILE, RouterSettings, read_run
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,12 @@ def parent_router(hf_model_name: str) -> ParentRouter | None:
     folder = Path(hf_model_name)
     if not (folder / SETTINGS_FILE).exists():
         return None
-    run = read_run(folder)
-    encoder = run.get("recipe", {}).get("base") or run.get("arguments", {}).get("hf_model_name")
-    return ParentRouter(folder, RouterSettings.load(folder), encoder or str(folder))
+    return ParentRouter(folder, RouterSettings.load(folder), recorded_encoder(read_run(folder)) or str(folder))
 
 
-def read_run(folder: Path) -> dict:
-    """A checkpoint's run.json; empty where it has none that can be read."""
-    try:
-        return read_json_object(folder / RUN_FILE)
-    except (OSError, ValueError):
-        return {}
+def recorded_encoder(run: dict) -> str | None:
+    """The encoder that a run.json names: hub id or local folder; None where it names none."""
+    return run.get("recipe", {}).get("base") or run.get("arguments", {}).get("hf_model_name")
 
 
 def history(folder: Path) -> Iterator[tuple[Path, dict]]:

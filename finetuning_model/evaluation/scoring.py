@@ -8,6 +8,7 @@ import numpy as np
 from finetuning_model.evaluation import baselines
 from finetuning_model.evaluation.baselines import Embed
 from finetuning_model.evaluation.eval_sets import EvalSet, mark_near_duplicates, pooled_set
+from finetuning_model.lineage import recorded_encoder
 from router_data import LabelledPrompt, batches_with_progress
 from router_model import Prompt, Router
 
@@ -24,10 +25,9 @@ def score_prompts(router: Router, prompts: Sequence[Prompt], what: str = "scorin
     return np.concatenate([router.score(chunk) for chunk in batches_with_progress(prompts, CHUNK, what)])
 
 
-def encoder_of(hf_model_name: str | None, router: Router, run: dict, remarks: list[str]) -> Embed | None:
+def frozen_encoder_of(hf_model_name: str | None, router: Router, run: dict, remarks: list[str]) -> Embed | None:
     """The frozen encoder that the router was fine-tuned from; None, and a remark, where it can't be had."""
-    recorded = run.get("recipe", {}).get("base") or run.get("arguments", {}).get("hf_model_name")
-    name = hf_model_name or recorded or router.settings.base_model
+    name = hf_model_name or recorded_encoder(run) or router.settings.base_model
     try:
         if name is None:
             raise ValueError("the checkpoint names no base model")
