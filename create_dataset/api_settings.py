@@ -3,7 +3,6 @@
 What can't work is refused in one line before anything slow. A key is never shown.
 """
 
-import ipaddress
 import os
 import re
 import unicodedata
@@ -11,7 +10,7 @@ import warnings
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from router_data import InputError, printable
+from router_data import InputError, is_loopback, printable
 
 DEFAULT_MODEL = "gpt-6-luna"
 OPENAI_ADDRESS = "https://api.openai.com/v1"
@@ -93,13 +92,7 @@ def without_key(text: str) -> str:
 def is_this_machine(address: str) -> bool:
     """Whether an address is one of this machine, which no proxy reaches."""
     host = (urlsplit(address).hostname or "").rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return ip.is_loopback or ip.is_unspecified
+    return is_loopback(host) or host.endswith(".localhost") or host in ("0.0.0.0", "::")
 
 
 def proxy_variable(prefix: str = "") -> str | None:

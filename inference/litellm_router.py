@@ -26,7 +26,7 @@ from dotenv import load_dotenv
 from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
-from inference.sessions import Sessions
+from inference.sessions import Sessions, decision_headers
 from request_text import messages_in
 from router_data import TIER_NAMES, InputError
 from router_model import Router, newest_checkpoint, parse_router_model, scorable_turns
@@ -85,14 +85,7 @@ class RouterHook(CustomLogger):
         if turns is None:
             return {"model": "superior"}
         decision = (await self._sessions.route(turns, threshold)).decision
-        found = {
-            "model": TIER_NAMES[decision.router_label],
-            "label": decision.router_label,
-            "score": f"{decision.router_score:.6f}",
-            "threshold": f"{threshold:g}",
-            "truncated": str(decision.truncated).lower(),
-        }
-        return found | ({"unfamiliar": "true"} if decision.unfamiliar else {})
+        return {"model": TIER_NAMES[decision.router_label], **decision_headers(decision)}
 
 
 def metadata_of(data: dict[str, Any]) -> dict[str, Any]:

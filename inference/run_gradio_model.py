@@ -18,7 +18,6 @@ stands in the environment or in .env; set it before you bind the page beyond thi
 
 import argparse
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -31,8 +30,9 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from inference.page.guard import LOOPBACK_NAMES, Guard, is_loopback
-from router_data import DATASETS_DIR, INFERIOR, TIER_COLORS, InputError, program_parser, run_script
+from inference.listener import bind
+from inference.page.guard import LOOPBACK_NAMES, Guard
+from router_data import DATASETS_DIR, INFERIOR, TIER_COLORS, InputError, is_loopback, program_parser, run_script
 from router_model import Router, add_router_flags, check_threshold, newest_checkpoint, read_config
 
 if TYPE_CHECKING:
@@ -70,26 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_threshold(args.threshold)
     if args.server_port is not None:
-        check_port(args.server_name, args.server_port)
+        remedy = "name another with --server_port, or leave it out and a free one is found"
+        bind(args.server_name, args.server_port, remedy).close()
     return args
-
-
-def check_port(server_name: str, port: int) -> None:
-    """Fail before anything slow is loaded.
-
-    Raises:
-        InputError: the port can't be bound.
-    """
-    family = socket.AF_INET6 if ":" in server_name else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((server_name, port))
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"port {port} of {server_name} can't be used ({getattr(error, 'strerror', error)}); "
-                "name another with --server_port, or leave it out and a free one is found"
-            ) from error
 
 
 def login_from_environment() -> tuple[str, str] | None:

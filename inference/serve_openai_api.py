@@ -27,7 +27,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,13 +37,14 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from inference.endpoint.access import LOOPBACK_NAMES, Access, hosts_for
-from inference.endpoint.app import create_app
+from inference.endpoint.access import Access, hosts_for
+from inference.endpoint.app import EndpointApp
 from inference.endpoint.protocol import ConnectionLimits, protocol_with
 from inference.endpoint.settings import Settings
 from inference.endpoint.tracing import tracing_from_environment
 from inference.endpoint.upstreams import Upstream
-from router_data import InputError, program_parser, run_script
+from inference.listener import bind
+from router_data import InputError, is_loopback, program_parser, run_script
 from router_model import Router, add_router_flags, check_threshold, newest_checkpoint, parse_router_model
 
 if TYPE_CHECKING:
@@ -205,25 +205,8 @@ def aliases_in(text: str) -> dict[str, str]:
 
 def warn_if_open(host: str, settings: Settings) -> None:
     """Warn where anyone may ask."""
-    if not (host in LOOPBACK_NAMES or host.startswith("127.")) and not settings.access.api_key:
+    if not is_loopback(host) and not settings.access.api_key:
         warnings.warn("anyone who reaches this endpoint spends your money; set ROUTER_API_KEY", stacklevel=1)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket of this address; it fails before anything slow is loaded.
-
-    Raises:
-        InputError: the address can't be used.
-    """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"port {port} of {host} can't be used ({reason}); name another with --port") from error
-    return listener
 
 
 def connection_limits(settings: Settings, per_address: int | None) -> ConnectionLimits:
@@ -275,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 1. Check what was given before anything slow happens.
     args = parse_args(argv)
     settings = settings_from(args)
-    with bind(args.host, args.port) as listener:
+    with bind(args.host, args.port, "name another with --port") as listener:
         warn_if_open(args.host, settings)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # the format has none of them
@@ -285,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)
 
         router = load_router()
-        app = create_app(router, settings, load_router)
+        app = EndpointApp(router, settings, load_router)
         gc.freeze()  # the libraries' objects stay; to look through them would stop all requests for 0.1 s at a time
 
         # 3. Serve until Ctrl+C or SIGTERM.

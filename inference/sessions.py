@@ -38,6 +38,17 @@ class Route:
     remembered: bool
 
 
+def decision_headers(decision: Decision) -> dict[str, str]:
+    """What clients are told of a decision, by the header's name after x-router-."""
+    headers = {
+        "label": decision.router_label,
+        "score": f"{decision.router_score:.6f}",
+        "threshold": f"{decision.threshold:g}",
+        "truncated": str(decision.truncated).lower(),
+    }
+    return headers | ({"unfamiliar": "true"} if decision.unfamiliar else {})
+
+
 class Sessions:
     """Decides the routes of conversations with one loaded checkpoint. Use it from one event loop.
 

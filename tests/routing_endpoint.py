@@ -14,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inference import serve_openai_api
 from inference.endpoint.access import Access
-from inference.endpoint.app import create_app
+from inference.endpoint.app import EndpointApp
 from inference.endpoint.protocol import ConnectionLimits
 from inference.endpoint.settings import Settings
 from inference.endpoint.upstreams import Upstream
+from inference.listener import bind
 from router_model import Router
 
 EASY_PROMPT = "what is the apple with the bread"
@@ -102,10 +103,10 @@ class Endpoint:
         large = {"name": "superior", "model": "large", "base_url": superior_url, "api_key": SUPERIOR_KEY}
         access = {name: settings.pop(name) for name in Access.__dataclass_fields__ if name in settings}
         sides = Upstream(**small | (inferior or {})), Upstream(**large | (superior or {}))
-        listener = serve_openai_api.bind("127.0.0.1", 0)
+        listener = bind("127.0.0.1", 0, "")
         self.port = listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.app = create_app(
+        self.app = EndpointApp(
             router, Settings(*sides, access=Access(**access), **{"timeout": PATIENCE} | settings), load_router
         )
         limits = limits or ConnectionLimits(5000)

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from inference.endpoint.apis import ApiError, Headers
+from router_data import is_loopback
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 PREFLIGHT_SECONDS = b"7200"  # for which a browser remembers that it may ask
@@ -88,6 +89,6 @@ def hosts_for(bound_host: str, allowed_hosts: Collection[str]) -> frozenset[str]
         allowed_hosts: names that a flag gives.
     """
     named = frozenset(host_name(name.encode("latin-1", "replace")) for name in allowed_hosts)
-    if bound_host in LOOPBACK_NAMES or bound_host.startswith("127."):
+    if is_loopback(bound_host):
         return named | LOOPBACK_NAMES | {bound_host}
     return named or None

@@ -1,6 +1,6 @@
 """The endpoint as an ASGI application: which routes there are, what a request goes through, and which errors it meets.
 
-    app = create_app(Router.load(model_save_dir), Settings(inferior=Upstream(...), superior=Upstream(...)))
+    app = EndpointApp(Router.load(model_save_dir), Settings(inferior=Upstream(...), superior=Upstream(...)))
 
 Written against ASGI itself, so that an answer's bytes go from one connection to the other with nothing between. What is
 kept between requests only saves time: the same conversation takes the same route on any replica.
@@ -43,19 +43,13 @@ from router_model import MAX_CORES, Router, parse_router_model
 MODEL_NAMES = "router, router-<threshold> (such as router-0.35), inferior and superior"
 
 
-def create_app(router: Router, settings: Settings, load_router: Callable[[], Router] | None = None) -> "EndpointApp":
-    """The endpoint as an ASGI application.
+class EndpointApp:
+    """Decides, forwards, passes the answer back.
 
     Args:
         router: the checkpoint.
         settings: everything else.
         load_router: loads the checkpoint that takes its place, when the process gets SIGHUP; None ignores the signal.
-    """
-    return EndpointApp(router, settings, load_router)
-
-
-class EndpointApp:
-    """Decides, forwards, passes the answer back.
 
     Attributes:
         router: the checkpoint in use.
@@ -153,7 +147,7 @@ class EndpointApp:
         try:
             access.check_host(scope["headers"])
             if api and scope["method"] == "POST":
-                await Exchange(self, api, scope, headers, receive, send).run()
+                await Exchange(self, path, scope, headers, receive, send).run()
             elif not await self._answer_itself(path, scope["method"], headers, send):
                 if api:
                     raise ApiError(405, "method_not_allowed", f"{path} takes POST", headers={"allow": "POST"})

@@ -44,7 +44,6 @@ class ParsedRequest:
         turns: what the user said, as far as a score can depend on it; None where nothing can be scored.
         turns_fault: why the conversation can't be read, for an error message.
         characters: the length of all turns, of which `turns` may lack some.
-        stream: whether the answer is to come as a stream.
         stored_id: the stored response or conversation that this request continues.
         is_conversation: whether that is a conversation.
         inputs: what the request holds beside text: image, audio, video, file, tools; only where it was measured.
@@ -57,7 +56,6 @@ class ParsedRequest:
     turns: UserTurns | None = None
     turns_fault: str | None = None
     characters: int = 0
-    stream: bool = False
     stored_id: str | None = None
     is_conversation: bool = False
     inputs: tuple[str, ...] = ()
@@ -84,7 +82,7 @@ def parse(raw: bytes, api: Api, max_length: int, measure: bool) -> ParsedRequest
     model = body.get("model")
     if not isinstance(model, str):
         raise ApiError(400, "invalid_model", "`model` is missing or not a string", "model")
-    request = ParsedRequest(model, model_start, model_end, stream=body.get("stream") is True)
+    request = ParsedRequest(model, model_start, model_end)
     _read_conversation(body, api, max_length, request)
     _read_stored_id(body, api, request)
     if measure:
@@ -100,7 +98,7 @@ def parse_object(raw: bytes) -> tuple[dict, int, int]:
             two readers might take another one each.
     """
     start = len(BOM) if raw.startswith(BOM) else 0
-    text = raw[start:].decode("utf-8", "surrogatepass") if start else raw.decode("utf-8", "surrogatepass")
+    text = raw[start:].decode("utf-8", "surrogatepass")
     at = _skip(text, 0)
     if text[at : at + 1] != "{":
         json.loads(text)

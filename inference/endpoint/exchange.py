@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from inference.endpoint.apis import (
+    APIS,
     MESSAGES,
     RESPONSES,
     Api,
@@ -43,13 +43,12 @@ LAST_EVENTS = {RESPONSES.name: b"response.completed", MESSAGES.name: b"message_s
 class _Exchange:
     """What all exchanges share: a record, the bound on their number, errors, and the way of an answer's bytes."""
 
-    api: Api | None = None
-
     def __init__(
-        self, app: "EndpointApp", scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+        self, app: "EndpointApp", path: str, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
-        self.app, self.scope, self.headers, self.receive, self.send = app, scope, headers, receive, send
-        api = self.api
+        self.app, self.path, self.scope, self.headers = app, path, scope, headers
+        self.receive, self.send = receive, send
+        self.api = api = APIS.get(path)
         self.record = Record(api=api.name if api else "other", is_answer=bool(api and api.generates))
         self.job: Job | None = None
         self._started = False  # whether anything has gone to the client
@@ -161,11 +160,27 @@ class _Exchange:
         Raises:
             ApiError: the server stopped before anything had gone to the client.
         """
-        async with cancelled_when_gone(self.receive) as connection:
+        task, client_left, server_stopped = asyncio.current_task(), False, False
+        assert task
+
+        async def watch() -> None:
+            nonlocal client_left
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+            client_left = True
+            task.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
             yield
-        if connection.lost and not self.record.stream_finished:
+        except asyncio.CancelledError:
+            task.uncancel()
+            server_stopped = not client_left
+        finally:
+            watching.cancel()
+        if client_left and not self.record.stream_finished:
             self.record.status, self.record.error = 499, "client_gone"
-        elif connection.stopped:
+        elif server_stopped:
             self.record.error = "stopped"
             if not self._started:
                 raise ApiError(503, "stopped", "the router is being stopped")
@@ -174,17 +189,7 @@ class _Exchange:
 class Exchange(_Exchange):
     """A request of one of the APIs that are routed."""
 
-    def __init__(
-        self,
-        app: "EndpointApp",
-        api: Api,
-        scope: Scope,
-        headers: dict[bytes, bytes],
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        self.api: Api = api
-        super().__init__(app, scope, headers, receive, send)
+    api: Api
 
     async def _serve(self) -> None:
         # 1. The request, of which only a few fields matter here
@@ -262,18 +267,6 @@ class Exchange(_Exchange):
 class OtherExchange(_Exchange):
     """A request of a path that is not routed: for the upstream of a stored response, or the one that a flag names."""
 
-    def __init__(
-        self,
-        app: "EndpointApp",
-        path: str,
-        scope: Scope,
-        headers: dict[bytes, bytes],
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        self.path = path
-        super().__init__(app, scope, headers, receive, send)
-
     async def _serve(self) -> None:
         async with self.app.bodies.read(self.headers, self.receive) as body, self._while_connected():
             self.record.upstream = await self._upstream()
@@ -302,33 +295,3 @@ class OtherExchange(_Exchange):
         is_json = content_type.lower().startswith(b"application/json")
         if b"origin" in self.headers and not is_json and not self.app.settings.access.allows_origin(self.headers):
             raise ApiError(403, "unknown_origin", "web pages may not ask; name their origin with --allowed_origins")
-
-
-@dataclass
-class Connection:
-    """How a block under `cancelled_when_gone` ended: its client left, or the server stopped."""
-
-    lost: bool = False
-    stopped: bool = False
-
-
-@asynccontextmanager
-async def cancelled_when_gone(receive: Receive) -> AsyncIterator[Connection]:
-    """Cancels the block when the client goes away; also ends it quietly where the server cancels it."""
-    connection, task = Connection(), asyncio.current_task()
-    assert task
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        connection.lost = True
-        task.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield connection
-    except asyncio.CancelledError:
-        task.uncancel()
-        connection.stopped = not connection.lost
-    finally:
-        watching.cancel()

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inference.endpoint.apis import Headers
 from inference.endpoint.upstreams import Answer, Upstream
-from inference.sessions import Route
+from inference.sessions import Route, decision_headers
 from router_data import TIER_NAMES, InputError, RowAppender
 from router_model import Decision, UserTurns
 
@@ -90,13 +90,8 @@ class Record:
             return []
         upstream = self.answer.upstream if self.answer else self.upstream
         headers = {"model": upstream.name, "upstream-model": upstream.model}
-        if decision := self.decision:
-            headers["label"] = decision.router_label
-            headers["score"] = f"{decision.router_score:.6f}"
-            headers["threshold"] = f"{decision.threshold:g}"
-            headers["truncated"] = str(decision.truncated).lower()
-            if decision.unfamiliar:
-                headers["unfamiliar"] = "true"
+        if self.decision:
+            headers |= decision_headers(self.decision)
         if self.reason:
             headers["reason"] = self.reason
         if self.fallback:

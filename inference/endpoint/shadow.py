@@ -8,20 +8,21 @@ import asyncio
 import json
 import random
 import time
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.endpoint.apis import CHAT, MESSAGES, RESPONSES, Api
+from inference.endpoint.bodies import Body
 from inference.endpoint.body_parser import ParsedRequest
 from inference.endpoint.records import Record
-from inference.endpoint.upstreams import Upstream, UpstreamClient, UpstreamFailed, UpstreamRequest
+from inference.endpoint.upstreams import Upstream, UpstreamClient, UpstreamFailed, UpstreamRequest, decompressed
 
 MAX_AT_ONCE = 2
 MAX_WAITING = 32  # further ones are left out
 MAX_REQUEST_BYTES = 256 * 1024  # their bodies stay in memory until the other model is asked
 MAX_ANSWER_BYTES = 256 * 1024
+MAX_PLAIN_BYTES = 8 * MAX_ANSWER_BYTES  # of a compressed answer
 FIRST_PAUSE, MAX_PAUSE = 60.0, 3600.0  # seconds without requests to an upstream in trouble
 
 
@@ -58,7 +59,7 @@ class Shadow:
         self._client, self.share, self.left = client, share, max_requests
         self._finished = finished
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
-        self._jobs: dict[asyncio.Task, Job] = {}
+        self._jobs: set[asyncio.Task] = set()
         self._paused_until: dict[str, float] = {}
         self._pauses: dict[str, int] = {}
 
@@ -71,25 +72,21 @@ class Shadow:
         too_many = len(self._jobs) >= MAX_WAITING or request.body.size > MAX_REQUEST_BYTES
         if too_many or parsed.stored_id or other.lacks(parsed.inputs, parsed.tokens) or self._is_paused(other):
             return None
-        body = type(request.body)(list(request.body.parts), request.body.size)  # the request's own is released before
-        copy = UpstreamRequest(
-            request.method, request.path, request.headers, request.query, body, request.model_span, request.api
-        )
-        return Job(record, copy, other)
+        body = Body(list(request.body.parts), request.body.size)  # the request's own is released before
+        return Job(record, replace(request, body=body), other)
 
     def start(self, job: Job) -> None:
         """Ask the other model, now that the client has its answer."""
         self.left -= 1
-        task = asyncio.create_task(self._run(job))
-        self._jobs[task] = job
+        self._jobs.add(asyncio.create_task(self._run(job)))
 
     def note_trouble(self, name: str) -> None:
         """A request of a client's found the upstream of this name in trouble."""
-        self._paused_until[name] = time.monotonic() + FIRST_PAUSE
+        self._pause_for(name, FIRST_PAUSE)
 
     async def close(self) -> None:
         """End what is under way; the records are finished without it."""
-        for task in list(self._jobs):
+        for task in self._jobs:
             task.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
 
@@ -105,14 +102,14 @@ class Shadow:
                 else:
                     result = await self._ask(job)
         finally:
-            self._jobs.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+            self._jobs.discard(asyncio.current_task())  # type: ignore[arg-type]
             self._finished(job.record, result)
 
     async def _ask(self, job: Job) -> str:
         """Ask, and note both answers in the record; how it ended."""
         started = time.perf_counter()
         try:
-            status, raw, is_compressed = await self._answer(job)
+            status, raw = await self._answer(job)
         except (UpstreamFailed, TimeoutError, OSError) as error:
             self._pause(job.other)
             return str(getattr(error, "reason", None) or "connection failed")
@@ -124,30 +121,30 @@ class Shadow:
             return f"status {status}"
         self._pauses.pop(job.other.name, None)
         api, own = job.request.api, job.record.answer
-        if api and own and job.is_whole and not is_compressed:
-            own_raw = _decompressed(job.answer, own.header(b"content-encoding"))
+        if api and own and job.is_whole and raw is not None:
+            own_raw = decompressed(job.answer, own.header(b"content-encoding"), MAX_PLAIN_BYTES) or b""
             texts = await asyncio.to_thread(lambda: (answer_text(api, own_raw), answer_text(api, raw)))
             job.record.answers = {own.upstream.name: texts[0], job.other.name: texts[1]}
         return "answered"
 
-    async def _answer(self, job: Job) -> tuple[int, bytes, bool]:
-        """The other model's status and whole answer, and whether it is compressed still."""
+    async def _answer(self, job: Job) -> tuple[int, bytes | None]:
+        """The other model's status and whole answer; None where it is compressed in a way that can't be undone."""
         answer = await self._client.ask_once(job.other, job.request)
-        raw = b""
         try:
-            async for chunk in answer.chunks():
-                raw += chunk
-                if len(raw) > MAX_ANSWER_BYTES:
-                    raise UpstreamFailed("answer too long")
+            raw = await answer.read(MAX_ANSWER_BYTES)
         finally:
             answer.close()
-        encoding = answer.header(b"content-encoding")
-        plain = _decompressed(raw, encoding)
-        return answer.status, plain, bool(encoding) and plain is raw
+        if raw is None:
+            raise UpstreamFailed("answer too long")
+        return answer.status, decompressed(raw, answer.header(b"content-encoding"), MAX_PLAIN_BYTES)
 
     def _pause(self, upstream: Upstream) -> None:
         self._pauses[upstream.name] = pauses = self._pauses.get(upstream.name, 0) + 1
-        self._paused_until[upstream.name] = time.monotonic() + min(MAX_PAUSE, FIRST_PAUSE * 2 ** (pauses - 1))
+        self._pause_for(upstream.name, min(MAX_PAUSE, FIRST_PAUSE * 2 ** (pauses - 1)))
+
+    def _pause_for(self, name: str, seconds: float) -> None:
+        """Leave an upstream alone for so long; a longer pause that is under way stays."""
+        self._paused_until[name] = max(self._paused_until.get(name, 0.0), time.monotonic() + seconds)
 
 
 def answer_text(api: Api, raw: bytes) -> str:
@@ -190,13 +187,3 @@ def _texts_of_events(api: Api, raw: bytes) -> Iterator[str]:
                 yield event["delta"].get("text", "")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             continue
-
-
-def _decompressed(raw: bytes, encoding: bytes) -> bytes:
-    """The bytes without their encoding; as they are where it is another one than gzip or deflate."""
-    if encoding.strip().lower() not in (b"gzip", b"deflate"):
-        return raw
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(raw, 8 * MAX_ANSWER_BYTES)
-    except zlib.error:
-        return raw

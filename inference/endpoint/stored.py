@@ -97,11 +97,9 @@ def _likeness(upstream: Upstream, model: str | None) -> int:
 
 async def _model_of(answer: Answer) -> str | None:
     """The model's name in a stored object; None where it has none or is too large to read."""
-    body = b""
-    async for chunk in answer.chunks():
-        body += chunk
-        if len(body) > MAX_OBJECT_BYTES:
-            return None
+    body = await answer.read(MAX_OBJECT_BYTES)
+    if body is None:
+        return None
     try:
         fields = await asyncio.to_thread(json.loads, body)
     except (ValueError, RecursionError):

@@ -29,7 +29,7 @@ from yarl import URL
 
 from inference.endpoint.apis import Api, Headers
 from inference.endpoint.bodies import MAX_INLINE_BODY_BYTES, Body, BodyPayload
-from router_data import InputError, retry_after
+from router_data import InputError, is_loopback, retry_after
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_VARIABLES = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY"}
@@ -59,8 +59,8 @@ DROPPED_ANSWER_HEADERS = HOP_BY_HOP | frozenset(
 )
 DROPPED_ANSWER_PREFIXES = (b"x-router-", b"access-control-")
 DECODABLE = {"gzip", "deflate", "identity"}  # encodings in which an answer can be looked at
-
-LOCAL_NAMES = ("localhost", "::1")
+FIRST_EVENT = re.compile(rb"(?:^|\n)data:[^\n]*\r?\n\r?\n")
+TIMEOUT, CONNECTION_FAILED = "timeout", "connection failed"  # reasons of `UpstreamFailed`
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ class Upstream:
     def sends_key_in_clear(self) -> bool:
         """Whether the key goes to another machine without encryption."""
         url = URL(self.base_url)
-        host = str(url.host)
-        return url.scheme == "http" and not (host in LOCAL_NAMES or host.startswith("127."))
+        return url.scheme == "http" and not is_loopback(str(url.host))
 
     def lacks(self, inputs: Collection[str], tokens: int) -> str | None:
         """Why it can't take a request that holds these inputs and about so many tokens; None where it can."""
@@ -181,10 +180,6 @@ class UpstreamFailed(Exception):
         self.reason, self.detail = reason, detail
 
 
-TIMEOUT = "timeout"
-CONNECTION_FAILED = "connection failed"
-
-
 @dataclass
 class Answer:
     """An answer of which the first bytes are there. `close` it, read to its end or not."""
@@ -208,6 +203,15 @@ class Answer:
         while chunk:
             yield chunk
             chunk = b"" if self._is_whole else await self._response.content.readany()
+
+    async def read(self, at_most: int) -> bytes | None:
+        """The whole body; None where it has more bytes. Raises as `chunks` does."""
+        body = b""
+        async for chunk in self.chunks():
+            body += chunk
+            if len(body) > at_most:
+                return None
+        return body
 
     def close(self) -> None:
         """Give the connection back, or end it where the answer has not ended."""
@@ -375,12 +379,13 @@ class UpstreamClient:
         while (more := await answer._response.content.readany()) and len(body) < MAX_ERROR_BYTES:
             body += more
         answer._response.close()
-        body, encoding = _decompressed(body, answer.header(b"content-encoding"))
+        # Where an encoding that was not asked for can't be undone the body is left out: the key could stand in it
+        body = decompressed(body, answer.header(b"content-encoding"), MAX_ERROR_BYTES) or b""
         key = answer.upstream.api_key
         if len(key) >= MIN_KEY_CHARACTERS:
             body = body.replace(key.encode(), b"***")
             answer.headers = [(name, value.replace(key.encode(), b"***")) for name, value in answer.headers]
-        dropped = (b"content-length",) if encoding else (b"content-length", b"content-encoding")
+        dropped = (b"content-length", b"content-encoding")
         answer.headers = [(name, value) for name, value in answer.headers if name not in dropped]
         answer.headers.append((b"content-length", b"%d" % len(body)))
         answer.first, answer._is_whole = body, True
@@ -409,9 +414,6 @@ class UpstreamClient:
                     answer.first += more
         except TimeoutError:
             pass
-
-
-FIRST_EVENT = re.compile(rb"(?:^|\n)data:[^\n]*\r?\n\r?\n")
 
 
 def error_in_beginning(first: bytes, is_stream: bool) -> str | None:
@@ -535,14 +537,14 @@ def _decodable(accept_encoding: str) -> str:
     return ", ".join(word for word in words if word.partition(";")[0].strip().lower() in DECODABLE) or "identity"
 
 
-def _decompressed(body: bytes, encoding: bytes) -> tuple[bytes, bytes]:
-    """A body without its encoding, and the encoding that is left: none where it could be undone."""
+def decompressed(body: bytes, encoding: bytes, at_most: int) -> bytes | None:
+    """A body without its encoding, at most so many bytes of it; None where the encoding can't be undone."""
     if encoding.strip().lower() in (b"", b"identity"):
-        return body, encoding
+        return body
     try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_ERROR_BYTES), b""
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, at_most)
     except zlib.error:
-        return b"", b""  # an encoding that was not asked for; the key could stand in it
+        return None
 
 
 def _without_key(text: str, upstream: Upstream) -> str:

@@ -5,14 +5,13 @@ upload to it across origins. So only requests to a loopback name, or to one that
 """
 
 import asyncio
-import ipaddress
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-from router_data import printable
+from router_data import is_loopback, printable
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 FORWARDING_HEADERS = (
@@ -37,14 +36,6 @@ def host_name(host: str) -> str:
 def is_forwarded(headers: Mapping[str, str]) -> bool:
     """Whether a proxy says that it stands in between."""
     return any(name in headers for name in FORWARDING_HEADERS)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address or a name is that of this machine alone."""
-    try:
-        return address == "localhost" or ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def is_local_request(headers: Mapping[str, str], client: str | None) -> bool:
@@ -74,12 +65,12 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if problem := self.fault(headers):
-            return await refuse(scope, send, 421, problem)
+            return await refuse(scope, receive, send, 421, problem)
         if not scope["path"].isprintable():  # gradio prints parts of some paths
-            return await refuse(scope, send, 400, "a path has no control characters")
+            return await refuse(scope, receive, send, 400, "a path has no control characters")
         length = headers.get("content-length", "0")
         if "transfer-encoding" in headers or not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return await refuse(scope, send, 413, f"send at most {MAX_BODY_BYTES:,} bytes, and say how many")
+            return await refuse(scope, receive, send, 413, f"send at most {MAX_BODY_BYTES:,} bytes, and say how many")
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login"):
             return await self.log_in(scope, headers, receive, send)
         return await self.app(scope, receive, send)
@@ -123,12 +114,11 @@ class Guard:
             print(f"login failed, {failures + 1} in a row from {printable(address)}", file=sys.stderr, flush=True)
 
 
-async def refuse(scope: Scope, send: Any, status: int, problem: str) -> None:
+async def refuse(scope: Scope, receive: Any, send: Any, status: int, problem: str) -> None:
     """Answer with this status, or close a websocket before it opens."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": problem})
-        return
-    text = problem.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    from starlette.responses import PlainTextResponse
+    from starlette.websockets import WebSocketClose
+
+    is_websocket = scope["type"] == "websocket"
+    answer = WebSocketClose(1008, problem) if is_websocket else PlainTextResponse(problem, status)
+    await answer(scope, receive, send)

@@ -115,6 +115,7 @@ def test_a_key_in_a_message_is_masked(monkeypatch):
         ("http://192.168.1.2:8000/v1", False),
         ("https://api.openai.com/v1", False),
         ("http://localhost.example.com/v1", False),
+        ("http://127.example.com/v1", False),
     ],
 )
 def test_servers_on_this_machine_are_known(address, is_here):

@@ -31,7 +31,7 @@ from routing_endpoint import (
 
 from inference import serve_openai_api
 from inference.endpoint.access import Access
-from inference.endpoint.app import create_app
+from inference.endpoint.app import EndpointApp
 from inference.endpoint.settings import Settings
 from inference.endpoint.upstreams import Upstream
 from router_data import InputError
@@ -148,7 +148,7 @@ def test_a_file_that_is_no_decision_log_is_not_written_to(router, tmp_path):
     for name, content in ((".env", b"OPENAI_API_KEY=sk-1"), ("input.jsonl", b'{"prompt": "hi"}\n{"prompt": "ho"}')):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="holds something else"):
-            create_app(router, Settings(upstream, upstream, decision_log=tmp_path / name))
+            EndpointApp(router, Settings(upstream, upstream, decision_log=tmp_path / name))
         assert (tmp_path / name).read_bytes() == content
 
 

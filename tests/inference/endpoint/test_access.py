@@ -81,6 +81,7 @@ def test_which_names_are_answered_for():
     assert hosts_for("127.0.0.1", []) == {"localhost", "127.0.0.1", "::1"}
     assert hosts_for("127.0.0.2", ["A.test:80"]) == {"localhost", "127.0.0.1", "::1", "127.0.0.2", "a.test"}
     assert hosts_for("::1", []) == {"localhost", "127.0.0.1", "::1"}
+    assert hosts_for("127.example.com", []) is None
     assert hosts_for("0.0.0.0", []) is None and hosts_for("0.0.0.0", ["a.test"]) == {"a.test"}
 
 

@@ -96,6 +96,21 @@ def test_trouble_that_clients_meet_counts_too(shadowed, upstream, log):
     assert [body["model"] for body in upstream.bodies[asked:]] == ["small"]
 
 
+def test_a_clients_trouble_shortens_no_pause(shadowed, upstream, log, monkeypatch):
+    monkeypatch.setattr(shadow, "FIRST_PAUSE", 3600.0)  # as long as after several failures
+    upstream.behave = broken("large", by=error(503))
+    shadowed.ask(EASY_PROMPT)
+    wait_until(lambda: len(rows_in(log)) == 1)
+    monkeypatch.setattr(shadow, "FIRST_PAUSE", 0.0)
+    with pytest.raises(Exception, match="no"):
+        shadowed.ask(HARD_PROMPT)
+    upstream.behave = says_its_name
+    asked = len(upstream.bodies)
+    shadowed.ask(EASY_PROMPT)
+    wait_until(lambda: len(rows_in(log)) == 3)
+    assert [body["model"] for body in upstream.bodies[asked:]] == ["small"]
+
+
 def test_only_decisions_of_the_routers_are_shadowed(router, upstream, log):
     inferior = {"inputs": frozenset({"text"})}
     flags = {"decision_log": log, "log_prompts": True, "shadow_share": 1.0, "inferior": inferior}
@@ -112,11 +127,10 @@ def test_only_decisions_of_the_routers_are_shadowed(router, upstream, log):
     assert upstream.paths.count("/v1/messages/count_tokens") == 1
 
 
-def test_compressed_answers_are_read(shadowed, upstream, log):
-    packed = Answer(
-        gzip.compress(json.dumps(completion("squeezed").body).encode()), headers={"content-encoding": "gzip"}
-    )
-    upstream.behave = lambda *_: packed
+@pytest.mark.parametrize(("encoding", "encode"), [("gzip", gzip.compress), ("identity", bytes)])
+def test_answers_with_an_encoding_are_read(shadowed, upstream, log, encoding, encode):
+    raw = encode(json.dumps(completion("squeezed").body).encode())
+    upstream.behave = lambda *_: Answer(raw, headers={"content-encoding": encoding})
     assert shadowed.ask(EASY_PROMPT).parse().choices[0].message.content == "squeezed"
     wait_until(lambda: len(rows_in(log)) == 1)
     [row] = rows_in(log)

@@ -353,6 +353,7 @@ def test_the_variables_of_an_upstream(monkeypatch):
             Upstream.from_environment("inferior")
     for url, in_clear in (
         ("http://203.0.113.7/v1", True), ("http://vllm:8000/v1", True), ("http://127.0.0.2:1/v1", False),
+        ("http://127.example.com/v1", True),
         ("http://localhost/v1", False), ("http://[::1]:8000/v1", False), ("https://203.0.113.7/v1", False),
     ):  # fmt: skip
         assert Upstream("inferior", "m", url, "k").sends_key_in_clear == in_clear
