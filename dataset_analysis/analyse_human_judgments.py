@@ -252,18 +252,6 @@ def describe(analysis: "Analysis") -> str:
     return "\n".join(lines)
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder where there is none.
-
-    Raises:
-        InputError: it can't be made, or is a file.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to --output_dir {path}: {error.strerror}") from error
-
-
 def next_commands(output_dir: Path) -> str:
     """What to run now; names the files where stage 2 wouldn't look for them."""
     label = "python3 create_dataset/label_prompts.py --limit 100 --dry_run"
@@ -274,7 +262,7 @@ def next_commands(output_dir: Path) -> str:
     return f"with no key, train on the sample: {train}\nnext: {label}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """Rank and label the questions, write them, the labelling prompt and the report."""
     args = parse_args(argv)
 
@@ -285,7 +273,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 2. Write the questions, the labelling prompt and the report.
     from dataset_analysis.report import write_report
 
-    make_folder(args.output_dir)
     questions_file = args.output_dir / QUESTIONS_FILE.name
     prompt_file = args.output_dir / LABELLING_PROMPT_FILE.name
     report = args.output_dir / REPORT_NAME
@@ -295,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_text_atomically(prompt_file, prompt)
         write_report(report, analysis)
     except OSError as error:
-        raise InputError(f"cannot write to {args.output_dir}: {error.strerror}; free some space") from error
+        raise InputError(f"cannot write to --output_dir {args.output_dir}: {error.strerror}") from error
 
     # 3. What was written, and what comes next.
     shown = len(analysis.few_shot_ids)
@@ -303,7 +290,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"wrote {prompt_file} ({len(prompt):,} characters)")
     print(f"wrote {report}, with plots in {report.with_suffix('')}/")
     print(next_commands(args.output_dir))
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dataset_analysis import plots
-from dataset_analysis.vote_statistics import Estimate, bootstrap, mean, pooled, spearman, split_half
+from dataset_analysis.vote_statistics import Estimate, bootstrap, pooled, spearman, split_half
 from router_data import INFERIOR, SUPERIOR, write_text_atomically
 
 HALVES, STEPPED = "two random halves of each question's votes", "… stepped up to all votes"
@@ -78,7 +78,7 @@ def ranking_fields(analysis: Analysis) -> dict[str, object]:
     most_tied = analysis.questions.sort_index().sort_values(["ties", "inferior_wins"]).iloc[-1]
     return {
         "questions": len(ranked),
-        "mean_ratio": f"{bootstrap(mean, ranked['inferior_ratio'].sort_index().to_numpy()):.3f}",
+        "mean_ratio": f"{bootstrap(np.mean, ranked['inferior_ratio'].sort_index().to_numpy()):.3f}",
         "hardest": _named(ranked.iloc[0]),
         "easiest": _named(ranked.iloc[-1]),
         "median_width": f"{(ranked['inferior_ratio_high'] - ranked['inferior_ratio_low']).median():.2f}",
@@ -136,7 +136,7 @@ def share_of_votes(votes: pd.DataFrame, score: float) -> Estimate:
 def category_means(questions: pd.DataFrame) -> pd.DataFrame:
     """The mean ratio of each category with its interval: columns value, low, high; the lowest first."""
     by_category = questions.groupby("category")["inferior_ratio"]
-    means = {name: vars(bootstrap(mean, ratio.to_numpy())) for name, ratio in by_category}
+    means = {name: vars(bootstrap(np.mean, ratio.to_numpy())) for name, ratio in by_category}
     return pd.DataFrame.from_dict(means, orient="index").sort_values("value", kind="stable")
 
 
@@ -204,8 +204,8 @@ def turn_finding(votes: pd.DataFrame) -> str:
         return "All votes are on the same turn."
     first, second = turns.to_numpy().T
     return (
-        f"On the first turn, the one a router sees, the mean ratio is {bootstrap(mean, first):.3f}, on the second "
-        f"{bootstrap(mean, second):.3f}; the difference is {bootstrap(mean, first - second):+.3f}."
+        f"On the first turn, the one a router sees, the mean ratio is {bootstrap(np.mean, first):.3f}, on the second "
+        f"{bootstrap(np.mean, second):.3f}; the difference is {bootstrap(np.mean, first - second):+.3f}."
     )
 
 
@@ -226,9 +226,10 @@ def gpt4_fields(analysis: Analysis, pictures: Path) -> dict[str, object]:
         "![Inferior ratio by people and by the GPT-4 judge](mt_bench_analysis/human_against_gpt4.png)\n\n"
         "*How to read it.* One mark per question: right is a high inferior ratio by people, up a high one by GPT-4. On "
         "the grey line both agree; the numbers name the questions on which they differ most.\n\n"
-        f"GPT-4's mean ratio is {bootstrap(mean, gpt4):.3f}, people's on these questions {bootstrap(mean, human):.3f} "
-        f"(difference {bootstrap(mean, gpt4 - human):+.3f}); the ranks correlate at {correlation:.2f}. GPT-4's "
-        "`tie (inconsistent)`, where its verdict turned with the order of the answers, counts as a tie."
+        f"GPT-4's mean ratio is {bootstrap(np.mean, gpt4):.3f}, people's on these questions "
+        f"{bootstrap(np.mean, human):.3f} (difference {bootstrap(np.mean, gpt4 - human):+.3f}); the ranks correlate at "
+        f"{correlation:.2f}. GPT-4's `tie (inconsistent)`, where its verdict turned with the order of the answers, "
+        "counts as a tie."
     )
     return {"gpt4_finding": finding, "gpt4_section": text + agreement_with_gpt4(analysis.votes, analysis.gpt4_votes)}
 

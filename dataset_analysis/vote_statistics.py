@@ -53,11 +53,6 @@ def spearman(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
         return scipy.stats.spearmanrho(a, b, axis=axis).statistic
 
 
-def mean(a: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean along an axis."""
-    return a.mean(axis)
-
-
 def pooled(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
     """A ratio of all votes: sum of totals over sum of counts, along an axis."""
     return total.sum(axis) / count.sum(axis)
