@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 1. The prompts, and what is known of the answers to them
     from finetuning_model.evaluation.scoring import score_prompts
-    from finetuning_model.evaluation.tradeoff import choose, offered_targets, tradeoff
+    from finetuning_model.evaluation.tradeoff import choose, offered_thresholds, tradeoff
 
     known = read_prompts(args.prompts)
     if args.confidence is not None:
@@ -144,8 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif targets:
         thresholds["chosen"] = choose(curve, *targets)
     else:
-        offered = [target for target in offered_targets() if target.met(curve).any()]
-        thresholds |= {target.key.replace("_", " "): choose(curve, target) for target in offered}
+        thresholds |= {name.replace("_", " "): value for name, value in offered_thresholds(curve).items()}
     print(f"{len(scores):,} prompts, scored by {folder}; quality {known.origin}.\n")
     print(describe(thresholds, scores, known, prices))
     command = ["python3", "finetuning_model/choose_threshold.py", *(sys.argv[1:] if argv is None else argv)]

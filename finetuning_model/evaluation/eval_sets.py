@@ -1,12 +1,10 @@
 """What a router is judged on: outcomes, labelled prompts, MT-Bench questions, probes; and what it was trained on."""
 
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from router_data import (
     LabelledPrompt,
     LabelledQuestion,
     Outcome,
+    Row,
     check_row,
     expand_paths,
     near_duplicate_groups,
@@ -26,7 +25,7 @@ from router_data import (
     read_json_lines,
     read_rows,
 )
-from router_model import PREDICTIONS_FILE, VALIDATION_FILE
+from router_model import PREDICTIONS_FILE, VALIDATION_FILE, script_of
 
 PROBES = Path(__file__).parents[1] / "probes"
 OUTCOMES = "outcomes of two models"
@@ -34,8 +33,6 @@ GAINS = f"the superior model's answer is better by {EVEN_GAIN:g} or more"
 FAILS = "the inferior model fails (its score is below 0.5)"
 LABELLED = "the label says that the superior model is needed"
 MAX_POOLED_ROWS = 400  # of each set, so that no large set speaks for all kinds of prompts
-
-Row = TypeVar("Row", Outcome, LabelledPrompt)
 
 
 @dataclass
@@ -204,7 +201,7 @@ def language_of(row: LabelledPrompt | Outcome) -> str:
     if language := getattr(row, "language", None):
         return str(language)
     letters = [character for character in row.prompt[:1000] if character.isalpha()]
-    scripts = Counter(unicodedata.name(letter, "unknown").split()[0].capitalize() for letter in letters)
+    scripts = Counter(script_of(letter).capitalize() for letter in letters)
     return f"{scripts.most_common(1)[0][0]} script" if scripts else "no letters"
 
 

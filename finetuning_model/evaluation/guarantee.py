@@ -23,7 +23,7 @@ MAX_OUTCOMES = 1_000_000
 
 
 def guaranteed_threshold(
-    scores: np.ndarray, weak: np.ndarray, strong: np.ndarray, quality: float, confidence: float, seed: int = 0
+    scores: np.ndarray, weak: np.ndarray, strong: np.ndarray, quality: float, confidence: float
 ) -> float:
     """The highest threshold of which it is sure enough that the routed answers keep `quality`.
 
@@ -32,14 +32,13 @@ def guaranteed_threshold(
         weak, strong: quality of the inferior and the superior model's answers, 0..1, shape (n,).
         quality: share of the superior model's mean quality to keep, between 0 and 1.
         confidence: that it is kept on new prompts, between 0 and 1.
-        seed: of the order in which the bets are made.
 
     Raises:
         InputError: qualities outside 0..1, or too few outcomes; says how many it would take.
     """
     if min(weak.min(), strong.min()) < 0 or max(weak.max(), strong.max()) > 1:
         raise InputError("a guarantee needs weak_score and strong_score within 0..1; divide them by the highest grade")
-    order = np.random.default_rng(seed).permutation(len(scores))
+    order = np.random.default_rng(0).permutation(len(scores))  # in which the bets are made
     scores, weak, strong = scores[order], weak[order], strong[order]
     accepted, below = None, -1
     for threshold in THRESHOLDS:
@@ -70,21 +69,21 @@ def losses(scores: np.ndarray, weak: np.ndarray, strong: np.ndarray, quality: fl
     return (quality * strong - routed + 1) / (1 + quality)
 
 
-def p_value(losses: np.ndarray, quality: float, confidence: float) -> float:
+def p_value(loss: np.ndarray, quality: float, confidence: float) -> float:
     """At most p with a probability of at most p, whatever the distribution, where quality is not kept in the mean.
 
     Args:
-        losses: of independent prompts in random order, as `losses` gives them, shape (n,).
+        loss: of independent prompts in random order, as `losses` gives them, shape (n,).
         quality: share of the superior model's quality.
         confidence: what the bets are tuned for; the p-value is valid for any.
     """
     bound = 1 / (1 + quality)
-    before = np.arange(1, len(losses) + 1)
-    mean = (0.5 + np.cumsum(losses)) / (before + 1)
-    variance = (0.25 + np.cumsum((losses - mean) ** 2)) / (before + 1)
+    before = np.arange(1, len(loss) + 1)
+    mean = (0.5 + np.cumsum(loss)) / (before + 1)
+    variance = (0.25 + np.cumsum((loss - mean) ** 2)) / (before + 1)
     variance = np.concatenate([[0.25], variance[:-1]])  # a bet may know the prompts before it only
-    bets = bet_sizes(variance, len(losses), bound, confidence)
-    log_wealth = np.cumsum(np.log1p(bets * (bound - losses)))
+    bets = bet_sizes(variance, len(loss), bound, confidence)
+    log_wealth = np.cumsum(np.log1p(bets * (bound - loss)))
     return float(np.exp(-max(0.0, log_wealth.max(initial=0.0))))
 
 
@@ -109,12 +108,12 @@ def outcomes_needed(
     return None
 
 
-def outcomes_to_pass(losses: np.ndarray, bound: float, confidence: float) -> float:
+def outcomes_to_pass(loss: np.ndarray, bound: float, confidence: float) -> float:
     """The number of outcomes with such losses at which the wealth is expected to suffice; infinite where never."""
     goal, number = -np.log(1 - confidence), 10.0
     while number <= 2 * MAX_OUTCOMES:
-        bet = bet_sizes(max(losses.var(), 1e-9), int(number), bound, confidence)
-        if number * np.mean(np.log1p(bet * (bound - losses))) >= goal:
+        bet = bet_sizes(max(loss.var(), 1e-9), int(number), bound, confidence)
+        if number * np.mean(np.log1p(bet * (bound - loss))) >= goal:
             return number
         number *= 1.1
     return np.inf

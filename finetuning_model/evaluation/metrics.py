@@ -96,7 +96,7 @@ def as_json(value):
 
 def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The mean of any values (n,): a metric of something that is measured prompt by prompt."""
-    return _mean(weights, values)
+    return weights @ values.astype(np.float64) / weights.sum(1)
 
 
 # Labels: y (n,) is 0 or 1, or a soft label in between where a metric says so.
@@ -131,12 +131,12 @@ def average_precision(y: np.ndarray) -> Metric:
 
 def accuracy(y: np.ndarray, threshold: float) -> Metric:
     """Share of prompts routed as labelled when those at or above the threshold go to the superior model."""
-    return lambda scores, weights: _mean(weights, (scores >= threshold) == (y >= 0.5))
+    return lambda scores, weights: average((scores >= threshold) == (y >= 0.5), weights)
 
 
 def brier(y: np.ndarray) -> Metric:
     """Mean squared distance of the probability from the label or soft label (Brier 1950)."""
-    return lambda scores, weights: _mean(weights, (scores - y) ** 2)
+    return lambda scores, weights: average((scores - y) ** 2, weights)
 
 
 def expected_calibration_error(y: np.ndarray, bins: int = BINS) -> Metric:
@@ -245,9 +245,9 @@ def quality_curve(scores: np.ndarray, gain: np.ndarray) -> tuple[np.ndarray, np.
 
 def uncalibrated(scores: np.ndarray, temperature: float, logit_bias: float) -> np.ndarray:
     """Superior probabilities, shape (n,), as the model gave them before temperature and bias calibrated them."""
-    inside = np.clip(scores, 1e-12, 1 - 1e-12)
-    margin = temperature * np.log(inside / (1 - inside)) - logit_bias
-    return 1 / (1 + np.exp(-margin))
+    from scipy.special import expit, logit
+
+    return expit(temperature * logit(np.clip(scores, 1e-12, 1 - 1e-12)) - logit_bias)
 
 
 def fit_temperature(logit_margin: np.ndarray, y: np.ndarray, base_rate: float | None = None) -> tuple[float, float]:
@@ -291,10 +291,6 @@ def _blocks(scores: np.ndarray, gain: np.ndarray, weights: np.ndarray) -> tuple[
     starts, order = _ties(scores)
     drawn = np.add.reduceat(weights[:, order], starts, axis=1)
     return drawn, np.add.reduceat((weights * gain)[:, order], starts, axis=1)
-
-
-def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return weights @ values.astype(np.float64) / weights.sum(1)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

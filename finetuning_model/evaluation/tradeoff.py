@@ -201,36 +201,36 @@ def choose(tradeoff: Tradeoff, *targets: Target) -> float:
     raise InputError(f"the targets can't be met at once; the nearest that can: {'; '.join(apart)}")
 
 
-def offered_targets() -> list[Target]:
-    """The targets whose thresholds router.json offers by name."""
-    shares = [at_most_superior(percent) for percent in CHECKPOINT_SUPERIOR_PERCENTS]
-    return shares + [at_least_quality(percent) for percent in CHECKPOINT_QUALITY_PERCENTS]
+def offered_thresholds(tradeoff: Tradeoff) -> dict[str, float]:
+    """The thresholds that router.json offers, by the names of their targets, as far as these can be met."""
+    targets = [at_most_superior(percent) for percent in CHECKPOINT_SUPERIOR_PERCENTS]
+    targets += [at_least_quality(percent) for percent in CHECKPOINT_QUALITY_PERCENTS]
+    return {target.key: choose(tradeoff, target) for target in targets if target.met(tradeoff).any()}
 
 
 def thresholds_for_checkpoint(scores: np.ndarray, rows: Sequence[LabelledPrompt]) -> dict[str, float]:
-    """The thresholds that router.json offers by name, as far as they can be met.
+    """`offered_thresholds` on the validation part.
 
     Args:
         scores: calibrated router scores of the validation rows, shape (n,).
         rows: those rows.
     """
     inferior, superior, _ = qualities(rows)
-    curve = tradeoff(scores, inferior, superior)
-    return {target.key: choose(curve, target) for target in offered_targets() if target.met(curve).any()}
+    return offered_thresholds(tradeoff(scores, inferior, superior))
 
 
 def quality_estimate(
-    scores: np.ndarray, threshold: float, inferior: np.ndarray, superior: np.ndarray, draws: np.ndarray | None = None
+    scores: np.ndarray, threshold: float, inferior: np.ndarray, superior: np.ndarray, draws: np.ndarray
 ) -> Estimate:
     """Quality at a threshold as a share of the superior model's, with its 95% bootstrap interval over prompts.
 
     Args:
         scores: the router's, shape (n,).
         inferior, superior: quality of each model's answers, shape (n,).
-        draws: resamples, shape (draws, n), where many thresholds share them.
+        draws: resamples, shape (draws, n).
     """
 
     def metric(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return weights @ np.where(scores >= threshold, superior, inferior) / (weights @ superior)
 
-    return estimate(metric, scores, bootstrap_weights(len(scores)) if draws is None else draws)
+    return estimate(metric, scores, draws)

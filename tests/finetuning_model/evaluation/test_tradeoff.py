@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from finetuning_model.evaluation import tradeoff as t
+from finetuning_model.evaluation.metrics import bootstrap_weights
 from router_data import InputError, LabelledPrompt, Prices, label_of
 
 PRICES = Prices(inferior=1.0, superior=11.0, tokens_per_prompt=1000)  # $1 and $11 for 1,000 prompts
@@ -43,7 +44,7 @@ def test_the_table_of_the_page_holds_what_each_threshold_brings_with_its_interva
     assert table.thresholds[i] == 0.4 and table.rows == 200 and len(table.quality) == len(table.thresholds)
     assert table.quality[i] == pytest.approx(quality_at(0.4, scores, 1 - soft_labels, np.ones(200)))
     assert table.superior_share[i] == pytest.approx(np.mean(scores >= 0.4))
-    estimate = t.quality_estimate(scores, 0.4, 1 - soft_labels, np.ones(200))
+    estimate = t.quality_estimate(scores, 0.4, 1 - soft_labels, np.ones(200), bootstrap_weights(200))
     assert (table.quality_low[i], table.quality_high[i]) == (estimate.low, estimate.high)
     assert table.inferior_quality == pytest.approx(1 - soft_labels.mean())
 
