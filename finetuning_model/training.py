@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +90,16 @@ class Recipe:
         parent = parent_router(name)
         default = defaults.ROUTER if parent else defaults.ENCODER
         config = load_config(name)
-        few = train_rows < defaults.MANY_ROWS
-        depth = config.num_hidden_layers
-        freeze_layers = (depth // 2 if few else 0) if args.freeze_layers is None else args.freeze_layers
-        if not 0 <= freeze_layers <= depth:
-            raise InputError(f"{name} has {depth} layers; --freeze_layers can't be {freeze_layers}")
-        base = encoder_of(parent) if parent else name
-        own_length = parent.settings.max_length if parent else defaults.MAX_LENGTH
-        max_length = own_length if args.max_length is None else args.max_length
 
         def given(name: str, value: Any) -> Any:
             return value if getattr(args, name) is None else getattr(args, name)
 
+        depth = config.num_hidden_layers
+        freeze_layers = given("freeze_layers", depth // 2 if train_rows < defaults.MANY_ROWS else 0)
+        if not 0 <= freeze_layers <= depth:
+            raise InputError(f"{name} has {depth} layers; --freeze_layers can't be {freeze_layers}")
+        base = encoder_of(parent) if parent else name
+        max_length = given("max_length", parent.settings.max_length if parent else defaults.MAX_LENGTH)
         gpu_bf16 = not ON_CPU and torch.cuda.is_bf16_supported(including_emulation=False)
         return cls(
             base=base,
@@ -136,10 +134,6 @@ class Recipe:
         """Held-out prompts as training sees its own: the same share of them in frames, the same ones each time."""
         frames = self.read_frames()
         return list(prompts) if frames is None else frames.wrap_share(prompts, self.frame_share, "held out")
-
-    def as_record(self) -> dict[str, Any]:
-        """For run.json."""
-        return asdict(self)
 
 
 @dataclass

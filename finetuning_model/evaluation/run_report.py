@@ -215,7 +215,7 @@ def run_record(args: argparse.Namespace, recipe: "Recipe", data: TrainingData) -
     """run.json, what it takes to make this run again: the recipe, the flags, code, data and versions."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True)
     return {
-        "recipe": recipe.as_record(),
+        "recipe": vars(recipe),
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "git_commit": commit.stdout.strip() or None,
         "train_files": data.files,
