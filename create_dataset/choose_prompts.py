@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from create_dataset.prompt_sources import Prompt, draw, read_data_sets
 from prompt_files import first_user_turn, prompt_in
-from router_data import InputError, dedup_key
+from router_data import dedup_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,30 +30,11 @@ class PromptList(list[Prompt]):
         self[:] = [prompt for prompt in self if dedup_key(prompt.text) not in done]
 
 
-def add_choice_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags from which `choose` takes how many prompts, and how."""
-    # fmt: off
-    add = parser.add_argument_group("choice").add_argument
-    add("--choose", type=int, metavar="N",
-        help="instead of --limit: N prompts, spread evenly over the router_score of the rows (default: a random draw)")
-    # fmt: on
-
-
-def check_choice_flags(args: argparse.Namespace) -> None:
-    """Refuse values of `add_choice_flags` that can't work.
-
-    Raises:
-        InputError: names the flag.
-    """
-    if args.choose is not None and args.choose < 1:
-        raise InputError("--choose must be at least 1")
-
-
 def choose(args: argparse.Namespace) -> PromptList:
     """The prompts that `--choose` picks from the data sets of `--dataset`; says what they were picked from.
 
     Args:
-        args: with the flags of `add_choice_flags` and of `prompt_sources.add_prompt_flags`.
+        args: with --choose and the flags of `prompt_sources.add_prompt_flags`.
 
     Raises:
         InputError: as `prompt_sources.draw`.

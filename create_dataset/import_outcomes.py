@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from create_dataset.output_file import add_output_flags
-from create_dataset.prompt_sources import ID_COLUMNS, Filters, read_data_sets, with_progress
+from create_dataset.prompt_sources import ID_COLUMNS, Filters, check_prompt_flags, read_data_sets, with_progress
 from prompt_files import Record, first_user_turn, is_local, prompt_in, read_records
 from router_data import (
     QUESTIONS_FILE,
@@ -122,10 +122,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--questions_file", type=Path, default=QUESTIONS_FILE,
         help="stage 1's questions, which are never training rows (default: %(default)s)")
     # fmt: on
-    add_output_flags(parser)
+    add_output_flags(parser, where_it_exists="the import is refused")
     args = parser.parse_args(argv)
-    if args.limit < 0:
-        raise InputError("--limit must not be negative; 0 is all")
+    check_prompt_flags(args)
     if args.dataset in NEVER:
         raise InputError(f"{args.dataset} is not imported: {NEVER[args.dataset]}")
     if args.output_file and args.output_file.exists():

@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from create_dataset.choose_prompts import PromptList, add_choice_flags, check_choice_flags, choose
+from create_dataset.choose_prompts import PromptList, choose
 from create_dataset.label_request import FILTERED, answer_format, encode_data, json_objects, text_after_thinking
 from create_dataset.openai_client import (
     AnswerMissing,
@@ -38,7 +38,7 @@ from create_dataset.openai_client import (
     add_request_flags,
     check_request_flags,
 )
-from create_dataset.output_file import OutputFile, add_output_flags
+from create_dataset.output_file import OutputFile, add_output_flags, resuming_command
 from create_dataset.pricing import Budget, Price, Usage, find_price, prices_date, token_counter
 from create_dataset.prompt_sources import DrawnPrompts, Prompt, add_prompt_flags, check_prompt_flags, draw, rank_of
 from create_dataset.worker_pool import WorkerPool
@@ -77,17 +77,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--judge_model", help="the model that grades both answers (default: the strong model)")
     add("--max_answer_tokens", type=int, default=1024,
         help="longest answer of either model, in tokens (default: %(default)s)")
+    add = parser.add_argument_group("other ways to run").add_argument
     add("--answers", nargs="+", default=[], metavar="FILE",
         help="decision logs with both models' answers: they are graded, and neither model is asked (default: none)")
+    add("--choose", type=int, metavar="N",
+        help="instead of --limit: N prompts, spread evenly over the router_score of the rows (default: a random draw)")
     # fmt: on
     add_prompt_flags(parser, limit=200)
-    add_choice_flags(parser)
     add_request_flags(parser, max_in_flight=16, timeout=120)
     add_output_flags(parser)
     args = parser.parse_args(argv)
     check_prompt_flags(args)
-    check_choice_flags(args)
     check_request_flags(args)
+    if args.choose is not None and args.choose < 1:
+        raise InputError("--choose must be at least 1")
     if args.answers and args.choose:
         raise InputError("--choose picks prompts to ask about; with --answers nothing is asked: use --limit")
     if args.max_answer_tokens < 1:
@@ -156,11 +159,6 @@ def prices_by_role(models: dict[str, str], max_usd: float | None) -> dict[str, P
 
 
 # --- one prompt ------------------------------------------------------------------------------------------------------
-
-
-def answer_request(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
-    """The prompt as its user sent it."""
-    return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_completion_tokens": max_tokens}
 
 
 GradeNames = tuple[str, str]
@@ -287,7 +285,8 @@ class OutcomeFinder:
         return decide_outcome(first, second) | names | {"weak_answer": weak, "strong_answer": strong}
 
     async def _answer(self, role: str, prompt: str, usage: dict[str, Usage]) -> str:
-        request = answer_request(self.models[role], prompt, self.max_answer_tokens)
+        messages = [{"role": "user", "content": prompt}]  # as its user sent it
+        request = {"model": self.models[role], "messages": messages, "max_completion_tokens": self.max_answer_tokens}
         reply = await self.client.ask(request, self.budgets[role], usage[role])
         if not reply.choices:
             raise AnswerMissing(f"no answer of the {role} model")
@@ -387,8 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         drawn.leave_out(output.done)
         print(f"{total - len(drawn):,} of {total:,} prompts have an outcome already in {path}")
         print(estimate(drawn, models, prices, args.max_answer_tokens, answers))
-        named = [] if args.output_file else ["--output_file", str(path)]
-        print(f"to resume: {PROGRAM} {shlex.join([*words, *named])}")
+        print(f"to resume: {resuming_command(PROGRAM, words, args, path)}")
         print(f"endpoint: {client.address}", flush=True)
 
         # 4. Answers and judgements.
@@ -404,8 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stopped: {pool.reason}", file=sys.stderr)
     for role, budget in budgets.items():
         print(f"  {role:<6} {models[role]}: {budget.describe(before[role])}")
-    counts = f"{pool.succeeded:,} labelled, {total - len(drawn):,} skipped (labelled before), {pool.failed:,} failed"
-    print(f"{counts}, {len(drawn) - pool.succeeded - pool.failed:,} left; {path}")
+    print(f"{pool.describe(total, total - len(drawn))}; {path}")
     if pool.failed:
         print(pool.describe_failures())
     if output.done:

@@ -32,7 +32,7 @@ from create_dataset.api_settings import model_name
 from create_dataset.label_request import LabelRequest
 from create_dataset.openai_batch import BatchJob, state_folder
 from create_dataset.openai_client import ChatClient, add_request_flags, check_request_flags
-from create_dataset.output_file import OutputFile, add_output_flags
+from create_dataset.output_file import OutputFile, add_output_flags, resuming_command
 from create_dataset.pricing import (
     BATCH_DISCOUNT,
     Budget,
@@ -199,12 +199,6 @@ def estimate(prompts: DrawnPrompts, request: LabelRequest, price: Price | None, 
     )
 
 
-def resuming_command(argv: Sequence[str], output_file: Path) -> str:
-    """The command that continues this run."""
-    named = any(word.split("=")[0] == "--output_file" for word in argv)
-    return f"{PROGRAM} {shlex.join(argv if named else [*argv, '--output_file', str(output_file)])}"
-
-
 # --- the three ways --------------------------------------------------------------------------------------------------
 
 
@@ -250,38 +244,36 @@ def submit_batches(
         left = None if args.max_usd is None else args.max_usd - budget.spent_usd
         count = job.add_shards(drawn, budget.price * BATCH_DISCOUNT if budget.price else None, left)
         job.submit()
-    shared = [
-        "--labelling_prompt",
-        str(args.labelling_prompt),
-        "--model",
-        request.model,
-        "--output_file",
-        str(output.path),
-    ]
-    print(f"{count:,} prompts handed over; fetch the labels with: {PROGRAM} --batch collect {shlex.join(shared)}")
-    print(f"next: {PROGRAM} --batch status {shlex.join(shared)}")
+    collect = batch_command("collect", request, output.path, args)
+    print(f"{count:,} prompts handed over; fetch the labels with: {collect}")
+    print(f"next: {batch_command('status', request, output.path, args)}")
     return 0
+
+
+def batch_command(step: str, request: LabelRequest, path: Path, args: argparse.Namespace) -> str:
+    """The command of a later step of the batches that write to this file."""
+    words = ["--labelling_prompt", str(args.labelling_prompt), "--model", request.model, "--output_file", str(path)]
+    return f"{PROGRAM} --batch {step} {shlex.join(words)}"
 
 
 def finish_batches(path: Path, request: LabelRequest, client: ChatClient, args: argparse.Namespace) -> int:
     """Show how far the batches are, or write the labels of those that have ended."""
     if not state_folder(path).exists():
         raise InputError(f"no batches were submitted for {path}; start with --batch submit")
-    collect = ["--labelling_prompt", str(args.labelling_prompt), "--model", request.model, "--output_file", str(path)]
-    again = f"{PROGRAM} --batch collect {shlex.join(collect)}"
+    again = batch_command("collect", request, path, args)
     with open_output(path, request) as output, BatchJob(output, client, request) as job:
         if args.batch == "status":
             print("something is ready to collect" if job.report() else "nothing new is ready")
             print(f"next: {again}")
             return 0
-        labelled, failed = job.collect()
+        job.collect()
         job.submit()
         waiting = job.count_waiting()
-    print(f"{labelled:,} labelled, {failed:,} failed, {waiting:,} still with the Batch API; {path}")
-    if failed:
+    print(f"{job.labelled:,} labelled, {job.failed:,} failed, {waiting:,} still with the Batch API; {path}")
+    if job.failed:
         print(f"the failures and their reasons: {output.failures_path}")
     print(f"next: {again}" if waiting else next_command(path))
-    return int(failed > 0 and not labelled and not waiting)
+    return int(job.failed > 0 and not job.labelled and not waiting)
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
@@ -292,15 +284,9 @@ def next_command(path: Path) -> str:
     return f"next: python3 finetuning_model/finetune_bert.py --train_files {shlex.quote(str(path))}"
 
 
-def summary(
-    pool: WorkerPool, drawn: DrawnPrompts, skipped: int, budget: Budget, before: Usage, output: OutputFile
-) -> str:
+def summary(pool: WorkerPool, total: int, skipped: int, budget: Budget, before: Usage, output: OutputFile) -> str:
     """How many prompts were labelled, what failed and why, and what it cost; in lines to print."""
-    left = len(drawn) - pool.succeeded - pool.failed
-    counts = (
-        f"{pool.succeeded:,} labelled, {skipped:,} skipped (labelled before), {pool.failed:,} failed, {left:,} left"
-    )
-    lines = [f"{counts}; {budget.describe(before)}; {output.path}"]
+    lines = [f"{pool.describe(total, skipped)}; {budget.describe(before)}; {output.path}"]
     if pool.failed:
         lines.append(pool.describe_failures())
     return "\n".join(lines)
@@ -310,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Label prompts, or the questions of MT-Bench (--agreement), at once or through the Batch API (--batch)."""
     # 1. What is asked, of whom, and what it costs.
     args = parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     request = label_request(args)
     price = price_of(request.model, args)
     path = output_path(request, args)
@@ -321,8 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn = draw_questions(args) if args.agreement else draw(args)
     if not client:
         print(estimate(drawn, request, price, args))
-        words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--dry_run"]
-        print(f"next: {shlex.join([*PROGRAM.split(), *words])}")
+        print(f"next: {PROGRAM} {shlex.join(word for word in words if word != '--dry_run')}".rstrip())
         return 0
 
     # 3. What is left to do, and what it will cost.
@@ -333,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"note: {output.rows_of_other_runs:,} rows of {path} are of another model or labelling prompt")
         print(f"{total - len(drawn):,} of {total:,} prompts are labelled already in {path}")
         print(estimate(drawn, request, price, args))
-        print(f"to resume: {resuming_command(sys.argv[1:] if argv is None else argv, path)}")
+        print(f"to resume: {resuming_command(PROGRAM, words, args, path)}")
         print(f"endpoint: {client.address}", flush=True)
 
         # 4. The labels.
@@ -346,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 5. What came of it.
     if pool.reason:
         print(f"stopped: {pool.reason}", file=sys.stderr)
-    print(summary(pool, drawn, total - len(drawn), budget, before, output))
+    print(summary(pool, total, total - len(drawn), budget, before, output))
     if args.agreement and output.done:
         print(agreement_report(read_rows(path), unseen_questions(args.questions_file)))
         print(f"next: {PROGRAM} --limit 1000 --dry_run")

@@ -28,7 +28,6 @@ TRIES = 3
 SECONDS = 600.0  # for an upload or a download
 ENDED = {"completed", "expired", "cancelled", "failed"}
 NOT_WORKED_ON = {"batch_expired", "batch_cancelled", ""}  # codes of requests that nobody looked at
-PASSING_STATUSES = {408, 409, 429, 500, 502, 503, 504, 520, 524, 529}
 ENQUEUED_LIMIT = re.compile(r"token_limit_exceeded|enqueued[ _]token", re.IGNORECASE)
 
 
@@ -79,6 +78,9 @@ class BatchJob:
         output: the file, open.
         client: keeps what the model refuses.
         request: what is asked for each prompt.
+
+    Attributes:
+        labelled, failed: prompts whose row or failure `collect` wrote.
     """
 
     def __init__(self, output: OutputFile, client: ChatClient, request: LabelRequest) -> None:
@@ -88,6 +90,7 @@ class BatchJob:
         self.id = uuid.uuid4().hex
         self.price: Price | None = None
         self.shards: list[Shard] = []
+        self.labelled = self.failed = 0
         if (self.folder / "state.json").exists():
             self._load(json.loads((self.folder / "state.json").read_text(encoding="utf-8")))
 
@@ -257,15 +260,14 @@ class BatchJob:
             print(f"shard {shard.name}: {shard.count:,} requests, {status}")
         return ready
 
-    def collect(self) -> tuple[int, int]:
-        """Write the labels of every batch that has ended; returns labelled and failed.
+    def collect(self) -> None:
+        """Write the labels of every batch that has ended.
 
         What failed for a passing reason, or was not worked on in time, goes into a new shard (`submit` starts it).
 
         Raises:
             InputError: the endpoint can't be asked, or the account has no credit; the command may be repeated.
         """
-        labelled = failed = 0
         running = [shard for shard in self.shards if shard.is_running]
         batches = {shard.name: self._call(self.api.batches.retrieve, shard.batch) for shard in running}
         is_busy = any(batch.status not in ENDED for batch in batches.values())
@@ -274,9 +276,7 @@ class BatchJob:
             if batch.status not in ENDED:
                 print(f"shard {shard.name}: {batch.status}; collect again later")
             elif not self._was_refused(shard, batch, is_busy):
-                written, lost = self._collect(shard, batch)
-                labelled, failed = labelled + written, failed + lost
-        return labelled, failed
+                self._collect(shard, batch)
 
     def _was_refused(self, shard: Shard, batch: Any, is_busy: bool) -> bool:
         """Whether the batch failed for the account's sake; then its shard is sent again, which counts as no try.
@@ -308,9 +308,8 @@ class BatchJob:
         self.save()
         return True
 
-    def _collect(self, shard: Shard, batch: Any) -> tuple[int, int]:
-        """Write what an ended batch answered; returns labelled and failed."""
-        labelled = failed = 0
+    def _collect(self, shard: Shard, batch: Any) -> None:
+        """Write what an ended batch answered."""
         prompts, not_worked_on, to_repeat = self._prompts(shard), [], []
         sent = self._body(Prompt("", "", ""))  # before a refusal changes it
         for result in self._results(batch):
@@ -322,8 +321,7 @@ class BatchJob:
             elif self._is_worth_another_try(result, sent):
                 to_repeat.append((prompt, str(_error_in(result))))
             else:
-                written = self._write(prompt, result, shard)
-                labelled, failed = labelled + (written is True), failed + (written is False)
+                self._write(prompt, result, shard)
         missing = [prompt for prompt in prompts.values() if dedup_key(prompt.text) not in self.output.done]
         if batch.status == "failed":
             reason = str(_error_of(batch) or "no reason given")
@@ -331,23 +329,20 @@ class BatchJob:
             to_repeat += [(prompt, reason) for prompt in missing]
         else:
             not_worked_on += missing
-        failed += self._try_again(shard, not_worked_on, to_repeat)
+        self._try_again(shard, not_worked_on, to_repeat)
         shard.collected = True
         self.save()
-        return labelled, failed
 
-    def _try_again(self, shard: Shard, not_worked_on: list[Prompt], to_repeat: list[tuple[Prompt, str]]) -> int:
-        """Put prompts into new shards; returns how many failed for good, after the last try."""
-        failed = 0
+    def _try_again(self, shard: Shard, not_worked_on: list[Prompt], to_repeat: list[tuple[Prompt, str]]) -> None:
+        """Put prompts into new shards; after the last try they have failed for good."""
         if shard.attempt >= TRIES:
             for prompt, reason in to_repeat:
-                failed += self._fail(prompt, f"{reason}, after {TRIES} batches", shard, {}) is False
+                self._fail(prompt, f"{reason}, after {TRIES} batches", shard, {})
             to_repeat = []
         if again := len(not_worked_on) + len(to_repeat):
             print(f"shard {shard.name}: {again:,} requests are sent again")
         self._add(iter(not_worked_on), shard.attempt)
         self._add((prompt for prompt, _ in to_repeat), shard.attempt + 1)
-        return failed
 
     def _results(self, batch: Any) -> Iterator[dict]:
         """The lines of both result files: what was answered, and what was not."""
@@ -370,14 +365,14 @@ class BatchJob:
         error = _error_in(result)
         if error is None:
             return False
-        if error.status in PASSING_STATUSES or (error.status == 400 and "rate limit" in error.message.lower()):
+        if error.is_passing or (error.status == 400 and "rate limit" in error.message.lower()):
             return True
         if parameter := error.refused_parameter(sent):
             self.client.mark_unsupported(self.request.model, parameter, sent[parameter], error.message)
         return parameter is not None
 
-    def _write(self, prompt: Prompt, result: dict, shard: Shard) -> bool | None:
-        """Append the row (True) or the failure (False); None where that failure was noted before."""
+    def _write(self, prompt: Prompt, result: dict, shard: Shard) -> None:
+        """Append the row or the failure."""
         choices: list[Choice] = []
         usage = Usage()
         try:
@@ -388,17 +383,19 @@ class BatchJob:
             answer = decide(choices)
         except (AnswerMissing, ValueError) as error:
             reply_text = {"answer": choices[0].text[:500] if choices else None}
-            return self._fail(prompt, str(error), shard, reply_text | usage.fields())
-        row = {"prompt": prompt.text, "source": prompt.source, "source_id": prompt.source_id} | answer.fields()
-        self.output.append(row | {"labelled_at": now(), "batch": shard.batch} | usage.fields())
-        return True
+            self._fail(prompt, str(error), shard, reply_text | usage.fields())
+            return
+        row = prompt.fields() | answer.fields() | {"labelled_at": now(), "batch": shard.batch}
+        self.output.append(row | usage.fields())
+        self.labelled += 1
 
-    def _fail(self, prompt: Prompt, reason: str, shard: Shard, more: dict) -> bool | None:
+    def _fail(self, prompt: Prompt, reason: str, shard: Shard, more: dict) -> None:
+        """Append the failure, unless an earlier run did."""
         if (dedup_key(prompt.text), shard.batch) in self.output.failed_in_batch:
-            return None
-        row = {"prompt": prompt.text, "source": prompt.source, "source_id": prompt.source_id, "reason": reason}
-        self.output.append_failure(row | {"failed_at": now(), "batch": shard.batch} | more)
-        return False
+            return
+        row = prompt.fields() | {"reason": reason, "failed_at": now(), "batch": shard.batch}
+        self.output.append_failure(row | more)
+        self.failed += 1
 
     def _prompts(self, shard: Shard) -> dict[str | None, Prompt]:
         with open(self.folder / f"prompts-{shard.name}.jsonl", "rb") as file:

@@ -44,7 +44,6 @@ FIRST_WAIT, MAX_WAIT = 1.0, 60.0  # seconds, of the backoff
 MAX_PAUSE = 15 * 60.0  # seconds; an endpoint that asks for more is out of quota for now
 MAX_REASONS_SAID = 5  # for retries
 LOOK_UP_SECONDS = 15.0  # for asking whether the model exists, a courtesy
-PASSING_STATUSES = {408, 409, 425}  # besides those of 500 and more
 GATEWAY_TIMEOUTS = {408, 504, 524}  # the model may have answered, so the request may be charged
 
 
@@ -372,7 +371,7 @@ class ChatClient:
                 return StopRun(f"the endpoint asks to wait {after / 60:.0f} minutes; resume later")
             self._pause(after if after is not None else FIRST_WAIT)
             return _Retry(str(error), after, limited=True)
-        if error.status >= 500 or error.status in PASSING_STATUSES:
+        if error.is_passing:
             return _Retry(str(error), after)
         if parameter := error.refused_parameter(body):
             self.mark_unsupported(body["model"], parameter, body[parameter], error.message)

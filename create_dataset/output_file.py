@@ -2,22 +2,29 @@
 
 import argparse
 import json
+import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from create_dataset.pricing import BATCH_DISCOUNT, Usage
 from router_data import DATASETS_DIR, InputError, RowAppender, dedup_key
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where a run writes."""
+def add_output_flags(parser: argparse.ArgumentParser, where_it_exists: str = "the run is resumed") -> None:
+    """The flags that say where a run writes, and what becomes of it where the file exists."""
     # fmt: off
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, default=DATASETS_DIR, help="folder of the new file (default: ./%(default)s)")
     add("--output_file", type=Path, metavar="FILE",
-        help="write to this file instead; where it exists, the run is resumed (default: a new file in --output_dir)")
+        help=f"write to this file instead; where it exists, {where_it_exists} (default: a new file in --output_dir)")
     # fmt: on
+
+
+def resuming_command(program: str, words: Sequence[str], args: argparse.Namespace, path: Path) -> str:
+    """The command that continues the run which these words started, with `path` as its output file."""
+    named = [] if args.output_file else ["--output_file", str(path)]
+    return f"{program} {shlex.join([*words, *named])}"
 
 
 class OutputFile:

@@ -204,20 +204,16 @@ class Budget:
             yield reservation
         finally:
             self.reserved_usd = max(0.0, self.reserved_usd - cost)
-            self.count(reservation.used)
+            self.used += reservation.used
+            self.uncertain_usd += self.cost(reservation.used) if reservation.used.estimated else 0.0
             if self.cost(reservation.used) > self._overrun * self.cost(bound):
                 self._overrun = self.cost(reservation.used) / self.cost(bound)
             for budget in self.pool:
                 budget._settled.set()
 
-    def count(self, tokens: Usage) -> None:
-        """Add what a request used."""
-        self.used += tokens
-        self.uncertain_usd += self.cost(tokens) if tokens.estimated else 0.0
-
-    def describe(self, before: Usage | None = None) -> str:
+    def describe(self, before: Usage) -> str:
         """What was used and spent since `before`, and how much of it are upper bounds."""
-        used = self.used - before if before else self.used
+        used = self.used - before
         if not self.price:
             return f"{used}{', upper bounds among them' if used.estimated else ''}"
         bounds = f" (${self.uncertain_usd:.4f} of it at most, for answers that never came or came without a usage)"

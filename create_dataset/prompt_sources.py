@@ -40,6 +40,10 @@ class Prompt(NamedTuple):
     source: str
     source_id: str
 
+    def fields(self) -> dict[str, str]:
+        """The fields of a row that say which prompt it is of."""
+        return {"prompt": self.text, "source": self.source, "source_id": self.source_id}
+
 
 def add_prompt_flags(parser: argparse.ArgumentParser, limit: int) -> None:
     """The flags from which `draw` takes the prompts; `limit` is the default of --limit."""

@@ -72,6 +72,11 @@ class ProviderError:
         return f"HTTP {self.status}: {names + ': ' if names else ''}{self.message}"[:300].rstrip(" :")
 
     @property
+    def is_passing(self) -> bool:
+        """Whether the same request may pass later."""
+        return self.status >= 500 or self.status in (408, 409, 425, 429)
+
+    @property
     def is_filter(self) -> bool:
         """Whether a content filter stopped this prompt: that says nothing about the others."""
         return any("content_filter" in code for code in self.codes) or bool(FILTER_WORDS.search(self.message))

@@ -69,6 +69,11 @@ class WorkerPool:
         self.client.stopping = True
         self._stop.set()
 
+    def describe(self, total: int, skipped: int) -> str:
+        """How many of the prompts were labelled, with those that were skipped, in words."""
+        counts = f"{self.succeeded:,} labelled, {skipped:,} skipped (labelled before), {self.failed:,} failed"
+        return f"{counts}, {total - skipped - self.succeeded - self.failed:,} left"
+
     def describe_failures(self) -> str:
         """The commonest reason and where all failures stand, in one line."""
         kind, count = self._reasons.most_common(1)[0]
@@ -131,7 +136,7 @@ class WorkerPool:
                 await self.client.close()
 
     async def _work_on(self, prompt: Prompt, work: Callable[[Prompt, Record], Awaitable[dict]], usage: Record) -> None:
-        row = {"prompt": prompt.text, "source": prompt.source, "source_id": prompt.source_id}
+        row = prompt.fields()
         try:
             fields = await work(prompt, usage)
         except AnswerMissing as error:

@@ -142,10 +142,19 @@ def test_what_must_not_be_trained_on_is_refused(name):
         import_outcomes.parse_args(["--dataset", name])
 
 
-def test_an_import_never_writes_over_a_file():
+@pytest.mark.parametrize(("flag", "value"), [("--limit", "-1"), ("--max_characters", "0")])
+def test_bounds_that_leave_nothing_are_refused(flag, value):
+    with pytest.raises(InputError, match=f"{flag} must"):
+        import_outcomes.parse_args(["--dataset", "x", flag, value])
+
+
+def test_an_import_never_writes_over_a_file(capsys):
     Path("out.jsonl").write_text("")
     with pytest.raises(InputError, match="is there already"):
         import_outcomes.parse_args(["--dataset", "x", "--output_file", "out.jsonl"])
+    with pytest.raises(SystemExit):
+        import_outcomes.parse_args(["--help"])
+    assert "where it exists, the import is refused" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
