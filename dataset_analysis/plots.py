@@ -77,39 +77,10 @@ def categories(path: Path, questions: pd.DataFrame, means: pd.DataFrame) -> None
     """
     figure = Figure(figsize=(WIDTH, 1.9 + 0.5 * len(means)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
-    style = _category_styles(questions["category"])
-    random = np.random.default_rng(0)
-    for row, (name, mean) in enumerate(means.iterrows()):
-        color, marker = style[name]
-        ratios = questions.loc[questions["category"] == name, "inferior_ratio"]
-        height = row + random.uniform(-0.22, 0.22, len(ratios))
-        left.plot(ratios, height, marker, color=color, ms=6, alpha=0.7, mew=0)
-        left.plot([mean["low"], mean["high"]], [row, row], color=BLACK, lw=2.2)
-        left.plot(mean["value"], row, "|", color=BLACK, ms=17, mew=2.6)
-    left.set_yticks(range(len(means)), means.index)
-    left.set(xlim=(-0.015, None), xlabel="inferior ratio")
-    left.set_title("each question; bar: mean with its 95% interval", loc="left", fontsize=9.5)
-
+    _plot_ratios(left, questions, means)
     votes = questions.groupby("category")[["inferior_wins", "ties", "superior_wins"]].sum().loc[means.index]
     share = 100 * votes.div(votes.sum(axis=1), axis=0)
-    start = np.zeros(len(share))
-    for column, color, hatch in (
-        ("inferior_wins", TEAL, ""),
-        ("ties", "#DADADA", "///"),
-        ("superior_wins", AMBER, ""),
-    ):
-        name = column.replace("_", " ")
-        right.barh(
-            range(len(share)), share[column], 0.62, start, color=color, hatch=hatch, ec="white", lw=0, label=name
-        )
-        for row, value in enumerate(share[column]):
-            back = None if column != "ties" else {"fc": "#DADADA", "ec": "none", "pad": 1}
-            right.text(start[row] + value / 2, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5,
-                       color=BLACK if column == "ties" else "white", bbox=back)  # fmt: skip
-        start += share[column].to_numpy()
-    right.set(xlim=(0, 100), xlabel="share of the category's votes, %")
-    right.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), fontsize=8.5, handlelength=1.2,
-                 columnspacing=1.2)  # fmt: skip
+    _plot_votes(right, share)
     for axes in (left, right):
         _tidy(axes)
     low, high = means.iloc[0], means.iloc[-1]
@@ -120,6 +91,38 @@ def categories(path: Path, questions: pd.DataFrame, means: pd.DataFrame) -> None
         f"({low['value']:.2f});\nties are most frequent in {tied}: {share.loc[tied, 'ties']:.0f}% of its votes",
     )
     _save(figure, path)
+
+
+def _plot_ratios(axes: Axes, questions: pd.DataFrame, means: pd.DataFrame) -> None:
+    """Each category's questions as dots, and their mean with its interval."""
+    style = _category_styles(questions["category"])
+    random = np.random.default_rng(0)
+    for row, (name, mean) in enumerate(means.iterrows()):
+        color, marker = style[name]
+        ratios = questions.loc[questions["category"] == name, "inferior_ratio"]
+        height = row + random.uniform(-0.22, 0.22, len(ratios))
+        axes.plot(ratios, height, marker, color=color, ms=6, alpha=0.7, mew=0)
+        axes.plot([mean["low"], mean["high"]], [row, row], color=BLACK, lw=2.2)
+        axes.plot(mean["value"], row, "|", color=BLACK, ms=17, mew=2.6)
+    axes.set_yticks(range(len(means)), means.index)
+    axes.set(xlim=(-0.015, None), xlabel="inferior ratio")
+    axes.set_title("each question; bar: mean with its 95% interval", loc="left", fontsize=9.5)
+
+
+def _plot_votes(axes: Axes, share: pd.DataFrame) -> None:
+    """What each category's votes were, in percent, as stacked bars."""
+    start = np.zeros(len(share))
+    for column, color, hatch in (("inferior_wins", TEAL, ""), ("ties", "#DADADA", "///"), ("superior_wins", AMBER, "")):
+        axes.barh(range(len(share)), share[column], 0.62, start, color=color, hatch=hatch, ec="white", lw=0,
+                  label=column.replace("_", " "))  # fmt: skip
+        for row, value in enumerate(share[column]):
+            back = None if column != "ties" else {"fc": "#DADADA", "ec": "none", "pad": 1}
+            axes.text(start[row] + value / 2, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5,
+                      color=BLACK if column == "ties" else "white", bbox=back)  # fmt: skip
+        start += share[column].to_numpy()
+    axes.set(xlim=(0, 100), xlabel="share of the category's votes, %")
+    axes.legend(ncols=3, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1), fontsize=8.5, handlelength=1.2,
+                columnspacing=1.2)  # fmt: skip
 
 
 def human_against_gpt4(path: Path, questions: pd.DataFrame, gpt4_ratio: pd.Series, correlation: Estimate) -> None:
