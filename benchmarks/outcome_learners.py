@@ -139,8 +139,6 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
     """Train as finetune_bert.py does, as far as calibration, and score."""
     from finetuning_model import finetune_bert
     from finetuning_model.encoders import load_tokenizer
-    from finetuning_model.labelled_rows import read_training_data
-    from finetuning_model.lineage import parent_router, trained_prompts
     from finetuning_model.training import Recipe
     from router_model import Router, RouterSettings
 
@@ -149,10 +147,7 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
         write_rows(path, drawn.rows)
         argv = ["--train_files", str(path), "--questions_file", str(Path(folder, "none")), "--output_dir", folder]
         stage_3 = finetune_bert.parse_args([*argv, *flags, *shlex.split(args.training_flags)])
-        parent = parent_router(stage_3.hf_model_name)
-        known = trained_prompts(parent.folder) if parent else frozenset()
-        files = (stage_3.train_files, stage_3.questions_file, stage_3.seed, None, stage_3.auxiliary_files)
-        data = read_training_data(*files, known)
+        _, data = finetune_bert.read_inputs(stage_3)
         finetune_bert.start_process()
         recipe = Recipe.resolve(stage_3, len(data.train.rows))
         tokenizer = load_tokenizer(recipe.start)

@@ -133,9 +133,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     args = parse_args(argv)
 
     # 1. Rows, and how to train on them
-    parent = parent_router(args.hf_model_name)
-    known = trained_prompts(parent.folder) if parent else frozenset()
-    data = read_training_data(args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files, known)
+    parent, data = read_inputs(args)
     from finetuning_model.encoders import load_tokenizer, rehearse
     from finetuning_model.evaluation import run_report
     from finetuning_model.evaluation.baselines import frozen_encoder
@@ -171,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     # 4. What each threshold brings, on the validation part
     router.settings.thresholds = thresholds_for_checkpoint(validation_scores, data.validation.rows)
     router.settings.save(folder)
+    run_report.write_tradeoff(folder, data.validation.rows, validation_scores)
     run_report.write_predictions(folder, router, data, validation_scores, test_scores)
 
     # 5. The judgement, on rows that chose nothing: the test part, the questions, and both in frames
@@ -188,6 +187,14 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     print(f"saved {finished} (metrics with intervals, plots and the model card are in it)")
     print(f"next: python3 inference/run_gradio_model.py --model_save_dir {finished} --hf_model_name {recipe.base_name}")
     return finished
+
+
+def read_inputs(args: argparse.Namespace) -> tuple[ParentRouter | None, TrainingData]:
+    """The router to go on from, if any, and the rows; those that it was trained on never judge."""
+    parent = parent_router(args.hf_model_name)
+    known = trained_prompts(parent.folder) if parent else frozenset()
+    files = (args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files)
+    return parent, read_training_data(*files, known)
 
 
 def start_process():

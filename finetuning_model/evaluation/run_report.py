@@ -158,13 +158,16 @@ def calibration(scores: np.ndarray, labels: np.ndarray, router: Router, logit_bi
 def write_predictions(
     folder: Path, router: Router, data: TrainingData, validation_scores: np.ndarray, test_scores: np.ndarray
 ) -> None:
-    """The validation and the test rows with the router's answer, and what each threshold brings on the former."""
+    """The validation and the test rows with the router's answer."""
     threshold = router.settings.threshold
     write_rows(folder / VALIDATION_FILE, with_router_answer(data.validation.rows, validation_scores, threshold))
     write_rows(folder / PREDICTIONS_FILE, with_router_answer(data.test.rows, test_scores, threshold))
-    inferior, superior, source = qualities(data.validation.rows)
-    measured_on = f"{len(data.validation.rows):,} validation prompts, quality {source}"
-    table = tradeoff_table(validation_scores, inferior, superior, measured_on)
+
+
+def write_tradeoff(folder: Path, rows: list[LabelledPrompt], scores: np.ndarray) -> None:
+    """tradeoff.json: what each threshold brings on the validation rows."""
+    inferior, superior, source = qualities(rows)
+    table = tradeoff_table(scores, inferior, superior, f"{len(rows):,} validation prompts, quality {source}")
     write_json(folder / TRADEOFF_FILE, table.model_dump())
 
 
