@@ -334,7 +334,7 @@ class PromptEncoder:
         self._scripts = scripts
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
-        with _named_faults():
+        with _tokenizer_faults():
             self._empty = empty = tokenizer.encode("").ids
             full = tokenizer.encode("a").ids
         self._prefix = next((i for i, (a, b) in enumerate(zip(empty, full, strict=False)) if a != b), len(empty))
@@ -357,12 +357,12 @@ class PromptEncoder:
             stands for, start and end (equal for special tokens).
         """
         text = self._readable(request_text(prompt))
-        with _named_faults():
+        with _tokenizer_faults():
             encoding = self.tokenizer.encode(text)
         return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        with _named_faults():
+        with _tokenizer_faults():
             if len(texts) == 1:  # the tokenizer's threads take longer to wake than one text takes
                 return [self.tokenizer.encode(texts[0]).ids] if texts[0] else [self._empty]
             return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
@@ -420,7 +420,7 @@ class PromptEncoder:
 
 
 @contextmanager
-def _named_faults() -> Iterator[None]:
+def _tokenizer_faults() -> Iterator[None]:
     """Whatever a tokenizer raises, as an InputError; its panics (a regular expression without end) are no Exception."""
     try:
         yield
