@@ -33,8 +33,8 @@ PROMPT_COLUMNS = (
     "prompt", "user_prompt", "question", "instruction", "text", "query", "user_query", "input", "user_input",
     "user_message", "message",
 )  # fmt: skip
-_ROLE_KEYS = {"role", "from", "sender", "author"}
-_CONTENT_KEYS = {"content", "value", "text"}
+_ROLE_KEYS = ("role", "from", "sender", "author")
+_CONTENT_KEYS = ("content", "value", "text")
 
 MAX_LINE_CHARACTERS = 64_000_000
 MAX_ARRAY_CHARACTERS = 512_000_000  # a JSON array is read whole
@@ -525,12 +525,12 @@ def _is_conversation(value: object) -> bool:
     """Whether this is a list of messages of any known form."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return False
-    return any(_ROLE_KEYS & item.keys() and _CONTENT_KEYS & item.keys() for item in value)
+    return any(item.keys() & _ROLE_KEYS and item.keys() & _CONTENT_KEYS for item in value)
 
 
 def _is_tool_item(message: object) -> bool:
     """Whether this is a call or a result among the input items of the Responses API, which have a type and no role."""
-    return isinstance(message, dict) and "type" in message and not _ROLE_KEYS & message.keys()
+    return isinstance(message, dict) and "type" in message and not message.keys() & _ROLE_KEYS
 
 
 def _current_branch(chat: dict) -> list:
@@ -549,11 +549,11 @@ def _current_branch(chat: dict) -> list:
 
 def _as_message(message: object) -> dict:
     """A message of any known form in OpenAI's form, its content as one text."""
-    if not isinstance(message, dict) or not _ROLE_KEYS & message.keys():
+    if not isinstance(message, dict) or not message.keys() & _ROLE_KEYS:
         raise InputError("a conversation is a list of messages, each with a role and a content")
-    role = next(message[key] for key in ("role", "from", "sender", "author") if key in message)
+    role = next(message[key] for key in _ROLE_KEYS if key in message)
     role = str(role.get("role") if isinstance(role, dict) else role).lower()
-    content = next((message[key] for key in ("content", "value", "text") if key in message), None)
+    content = next((message[key] for key in _CONTENT_KEYS if key in message), None)
     return {"role": "user" if role in ("human", "prompter") else role, "content": _text_in(content)}
 
 
