@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prompt_files import READERS, prompt_in, read_records
+from prompt_files import READERS, is_local, prompt_in, read_records
 from router_data import InputError
 
 COLUMNS = ("question_id", "model_a", "model_b", "winner", "judge", "conversation_a", "turn")
@@ -39,7 +39,7 @@ def read_judgments(dataset: str) -> Judgments:
     """
     if Path(dataset).exists():
         judgments = _read_local(Path(dataset))
-    elif HUB_ID.fullmatch(dataset) and not dataset.lower().removesuffix(".gz").endswith(tuple(READERS)):
+    elif HUB_ID.fullmatch(dataset) and not is_local(dataset):
         judgments = _read_hub(dataset)
     else:
         raise InputError(f"no such file or folder: {dataset}; --dataset takes a local copy or a hub id")

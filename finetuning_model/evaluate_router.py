@@ -178,7 +178,7 @@ def judge(
     for eval_set in [*sets, *pooled]:
         say(f"judging on {eval_set.name}, with 1,000 resamples")
         reports.append(judge_set(eval_set, threshold, prices))
-    kinds = [eval_set for eval_set in sets if eval_set.has_outcomes and eval_set.has_gap]
+    kinds = [eval_set for eval_set in sets if eval_set.has_gap]
     say("changing the wording of prompts")
     return {
         "sets": reports[: len(sets)],

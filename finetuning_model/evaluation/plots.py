@@ -40,7 +40,7 @@ def draw_set(
         names.append(f"{title.replace(' ', '_')}_{kind}.png")
         return folder / names[-1]
 
-    if eval_set.has_outcomes and eval_set.has_gap:
+    if eval_set.has_gap:
         rest = {name: values for name, values in eval_set.scores.items() if name != ROUTER}
         cost_quality(path("cost_quality"), scores, rest, eval_set.gain, prices, title)
     if eval_set.has_outcomes:
