@@ -41,10 +41,11 @@ from router_data import (
     expand_paths,
     near_duplicate_groups,
     program_parser,
+    read_json_lines,
     run_script,
     short_sha256,
 )
-from router_model import Router, add_router_flags, newest_checkpoint
+from router_model import Router, add_router_flags, fingerprint, newest_checkpoint, weight_files
 
 WAYS = {**CHEAP, **TRAINED}
 MIXTURE = learning_curves.MIXTURE
@@ -148,7 +149,6 @@ def read_sets(args: argparse.Namespace) -> Iterator[KnownPrompts]:
 def with_scores(name: str, rows: list[Outcome], args: argparse.Namespace) -> KnownPrompts:
     """The rows with embeddings, the router's margins and near duplicates; computed once."""
     from finetuning_model.evaluation.baselines import frozen_encoder
-    from router_model import fingerprint, weight_files
 
     router = f"{args.encoder} {EMBEDDED_TOKENS} {fingerprint(weight_files(args.model_save_dir))}"
     prompts = [row.prompt for row in rows]
@@ -198,11 +198,7 @@ def measure(known: KnownPrompts, way: str, size: int, draw: int, args: argparse.
 
 def read_results(path: Path) -> list[dict]:
     """The rows that were measured; none where there is no file yet."""
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if path.exists()
-        else []
-    )
+    return [row for _, row in read_json_lines(path)] if path.exists() else []
 
 
 if __name__ == "__main__":

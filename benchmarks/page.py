@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.machine import chromium, cores, processor, server
+from benchmarks.machine import chromium, describe, server
+from finetuning_model.evaluation.markdown import table
 from router_data import SAMPLE_FILE, InputError, program_parser, read_rows, run_script
 from router_model import newest_checkpoint
 
@@ -125,10 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured[f"{PEOPLE} decisions asked for at once, each answer"] = crowd(url, prompts)
 
     # 3. The table
-    print(f"{processor()}, {cores()} cores; {folder.name}; {args.visits} visits\n")
-    print("| | median, s | longest, s |\n|---|---|---|")
-    for name, seconds in measured.items():
-        print(f"| {name} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
+    print(describe("gradio"), f"{folder.name}; {args.visits} visits\n", sep="\n")
+    rows = [[name, f"{statistics.median(times):.2f}", f"{max(times):.2f}"] for name, times in measured.items()]
+    print(table(["", "median, s", "longest, s"], rows))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from router_data import InputError, batches_with_progress, expand_paths, program_parser, run_script
+from router_data import InputError, Outcome, batches_with_progress, expand_paths, program_parser, run_script
 from router_model import Router, add_router_flags, newest_checkpoint
 
 
@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from finetuning_model.evaluation.guarantee import guaranteed_threshold
     from finetuning_model.evaluation.scoring import score_prompts
     from finetuning_model.evaluation.tradeoff import at_least_quality, choose, tradeoff
-    from router_data import Outcome
 
     rows = [row for path in expand_paths(args.outcomes) for row in read_checked(path, Outcome)]
     router = Router.load(args.model_save_dir or newest_checkpoint(), args.hf_model_name)

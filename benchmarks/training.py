@@ -39,10 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = Split(random.Random(0).sample(data.train.rows, min(args.steps * BATCH_SIZE, len(data.train.rows))))
     test = Split(data.validation.rows + data.test.rows)
 
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    finetune_bert.start_process()
     runs = {
         "HF Trainer, defaults (padding to the maximum, fp32)": plain_trainer(args, train, "max_length", bf16=False),
         "HF Trainer, dynamic padding and bf16": plain_trainer(args, train, "longest", bf16=True),

@@ -26,7 +26,7 @@ CURVES = ("evaluation/*pooled*_cost_quality.png", "evaluation/*_cost_quality.png
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Photograph the page, copy the plots."""
+    """Photograph the page, copy the curve."""
     args = parse_args(argv)
     folder = (args.model_save_dir or newest_checkpoint()).resolve()
     IMAGES.mkdir(exist_ok=True)
