@@ -2,6 +2,7 @@
 
 import re
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +27,10 @@ from router_data import (
 )
 from router_model import Decision, Router, TradeoffTable, Verdict
 
-EXPLAIN_HINT = "The decision follows as you type. Ctrl+Enter, or the button, explains it."
 CURVE_POINTS = 60
 MAX_FOLLOW_UP_WORDS = 8
-GUARANTEE = re.compile(
-    r"_with_[\d.]+_percent_confidence$"
-)  # ends the names that choose_threshold.py --confidence saves
+# Ends the names that choose_threshold.py --confidence saves
+GUARANTEE = re.compile(r"_with_[\d.]+_percent_confidence$")
 # How people begin a message that means nothing without the one before it
 FOLLOW_UP = re.compile(
     r"((and|but|or|so|also)\b|(why|why not|how so|continue|go on|more|again|shorter|longer|simpler|another one)\W*$"
@@ -45,21 +44,19 @@ class Page:
     """What the page knows of one checkpoint: each method answers one event.
 
     Args:
-        router: the loaded checkpoint.
+        router: a checkpoint that was loaded from a folder.
         threshold: where the slider starts (default: the checkpoint's).
         feedback_file: where Right and Wrong are written; None: nowhere.
     """
 
     def __init__(self, router: Router, threshold: float | None = None, feedback_file: Path | None = None) -> None:
-        self.router = router
-        self.name = router.model_save_dir.name if router.model_save_dir else "model"
+        assert router.model_save_dir
+        self.router, self.folder = router, router.model_save_dir
+        self.name = self.folder.name
         self.threshold = router.settings.threshold if threshold is None else threshold
         self.feedback_file = feedback_file
-        self.labelled = LabelledPrompts(
-            router, labelled_prompts(router.model_save_dir) if router.model_save_dir else {}
-        )
-        self.tradeoff = TradeoffTable.load(router.model_save_dir) if router.model_save_dir else None
-        self.verdict = Verdict.load(router.model_save_dir) if router.model_save_dir else None
+        self.labelled = LabelledPrompts(router, labelled_prompts(self.folder))
+        self.tradeoff, self.verdict = TradeoffTable.load(self.folder), Verdict.load(self.folder)
         self._writing = threading.Lock()
 
     def presets(self) -> dict[str, float]:
@@ -90,7 +87,7 @@ class Page:
     ) -> str:
         """The card of a decision at a threshold, compared with another where one is kept."""
         if decision is None:
-            return html_parts.empty_card()
+            return html_parts.EMPTY_CARD
         shown = self.at_threshold(decision, threshold)
         cost, alone = prices.per_thousand(shown.router_label == SUPERIOR), prices.per_thousand(1)
         money = f"A thousand such prompts cost {dollars(cost)}"
@@ -98,7 +95,7 @@ class Page:
         beside = ""
         if kept:
             points = 100 * (decision.router_score - kept[1].router_score)
-            change = f"{points:+.1f}".replace("-", "−")
+            change = html_parts.signed(points, digits=1)
             beside = f"Superior {change} percentage points against the prompt kept for comparison."
         return html_parts.decision_card(prompt, shown, money, self.notes(prompt, decision), beside)
 
@@ -250,9 +247,8 @@ class Page:
             if len(others) < len(rows):
                 write_rows(self.feedback_file, [*others, row])
             else:
-                appender = RowAppender(self.feedback_file)
-                appender.append(row)
-                appender.close()
+                with closing(RowAppender(self.feedback_file)) as file:
+                    file.append(row)
         return f"Noted as {TIER_NAMES[label]}: row {len(others) + 1:,} of {self.feedback_file}, which training reads."
 
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,10 +108,8 @@ class BothModels:
             "judged_at": now(),
             **({"user": user} if user else {}),
         }
-        with self._writing:
-            appender = RowAppender(self.votes_file)
-            appender.append(Outcome.model_validate(fields))
-            appender.close()
+        with self._writing, closing(RowAppender(self.votes_file)) as file:
+            file.append(Outcome.model_validate(fields))
         return f"Noted: {vote}. Row added to {self.votes_file}; evaluate_router.py --outcomes reads it."
 
 

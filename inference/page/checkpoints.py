@@ -10,6 +10,7 @@ from pathlib import Path
 from inference.page import html_parts
 from inference.page.answers import Page
 from inference.page.files import FileTab
+from inference.page.neighbours import inside
 from router_model import (
     CARD_FILE,
     CHECKPOINT_GLOB,
@@ -38,9 +39,8 @@ class Checkpoints:
     def __init__(self, first: Page, hf_model_name: str | None = None) -> None:
         self.first = first
         self._hf_model_name = hf_model_name
-        self._folders = {first.name: first.router.model_save_dir}
-        folder = first.router.model_save_dir
-        for path in sorted(folder.resolve().parent.glob(CHECKPOINT_GLOB)) if folder else []:
+        self._folders = {first.name: first.folder}
+        for path in sorted(first.folder.resolve().parent.glob(CHECKPOINT_GLOB)):
             if (path / "config.json").exists() and not is_rehearsal(path):
                 self._folders.setdefault(path.name, path)
         self._loaded = OrderedDict([(first.name, FileTab(first))])
@@ -147,22 +147,17 @@ def card_text(page: Page) -> str:
 
 def plots(page: Page) -> str:
     """The checkpoint's plots, as HTML that holds them."""
-    folder = page.router.model_save_dir
-    paths = sorted(folder.glob("*.png"))[:MAX_PLOTS] if folder else []
-    figures = []
-    for path in paths:
-        if path.resolve().is_relative_to(path.parent.resolve()) and path.stat().st_size < MAX_PLOT_BYTES:
-            figures.append(html_parts.figure_html(path.stem.replace("_", " "), path.read_bytes()))
-    return "".join(figures)
+    return "".join(
+        html_parts.figure_html(path.stem.replace("_", " "), path.read_bytes())
+        for path in sorted(page.folder.glob("*.png"))[:MAX_PLOTS]
+        if inside(path, page.folder, MAX_PLOT_BYTES)
+    )
 
 
 def _read_text(page: Page, name: str) -> str:
-    folder = page.router.model_save_dir
     try:
-        path = (folder / name).resolve() if folder else None
-        if path is None or not folder or not path.is_relative_to(folder.resolve()) or not path.is_file():
-            return ""
-        return path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_EVIDENCE_BYTES else ""
+        path = inside(page.folder / name, page.folder, MAX_EVIDENCE_BYTES)
+        return path.read_text(encoding="utf-8") if path else ""
     except (OSError, ValueError):
         return ""
 

@@ -13,6 +13,14 @@ from router_model import Decision
 MAX_PIECE = 300
 MIN_SHOWN = 0.0005  # of probability; less would read as +0.000
 PUNCTUATION = ".,;:!?()\"'"
+HEADER = (
+    "<header><h1>LLM router</h1><p>Does a prompt need the expensive superior model, or will the cheap inferior one do?"
+    "</p></header>"
+)
+# Before there is a prompt
+EMPTY_CARD = (
+    '<section class="card"><h2>Which model does a prompt need?</h2><p>Type one, or choose an example.</p></section>'
+)
 STRENGTHS = {"strongly": 0.5, "clearly": 0.2, "a little": 0.0}  # from this share of the strongest word's effect on
 
 
@@ -26,9 +34,9 @@ def shortened(text: str, characters: int = MAX_PIECE) -> str:
     return text if len(text) <= characters else f"{text[: characters + 1].rpartition(' ')[0] or text[:characters]} …"
 
 
-def signed(number: float) -> str:
-    """A change of probability, with a real minus sign."""
-    return f"{number:+.3f}".replace("-", "−")
+def signed(number: float, digits: int = 3) -> str:
+    """A change, with a real minus sign."""
+    return f"{number:+.{digits}f}".replace("-", "−")
 
 
 def percent(share: float) -> str:
@@ -63,14 +71,6 @@ def message(text: str, kind: str = "note") -> str:
 def checksum(text: str) -> int:
     """By which the page's script tells whether a card is about the text in the box (CRC-32 of its UTF-8)."""
     return zlib.crc32(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())
-
-
-def header() -> str:
-    """The page's title."""
-    return (
-        "<header><h1>LLM router</h1><p>Does a prompt need the expensive superior model, or will the cheap inferior one "
-        "do?</p></header>"
-    )
 
 
 def decision_card(prompt: str, decision: Decision, money: str, notes: Sequence[str], beside: str = "") -> str:
@@ -117,13 +117,6 @@ def kept_card(prompt: str, decision: Decision) -> str:
         f'<span class="superior">Superior <b>{safe(percent(superior))}</b></span></p>'
         f'<div class="bar" aria-hidden="true"><div class="part inferior" style="width:{1 - superior:.4%}"></div>'
         f'<div class="part superior" style="width:{superior:.4%}"></div></div></section>'
-    )
-
-
-def empty_card() -> str:
-    """The card before there is a prompt."""
-    return (
-        '<section class="card"><h2>Which model does a prompt need?</h2><p>Type one, or choose an example.</p></section>'
     )
 
 

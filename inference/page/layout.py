@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, from whic
 import gradio as gr
 
 from inference.page import checkpoints, files, html_parts
-from inference.page.answers import EXPLAIN_HINT
 from inference.page.both_models import VOTES, BothModels
 from inference.page.checkpoints import Checkpoints
 from inference.page.guard import is_local_request
@@ -30,6 +30,7 @@ EXAMPLES = [
     "Our Postgres deadlocks only under load: two workers upsert overlapping batches in different orders. Explain the "
     "cause and rewrite the transaction so that it cannot happen.",
 ]
+EXPLAIN_HINT = "The decision follows as you type. Ctrl+Enter, or the button, explains it."
 CUSTOM = "custom"
 # Of page.css, which has them for light and dark; the router's curve is no tier's, so it is drawn in ink
 ROUTE_COLORS = {"inferior": "var(--inferior)", "superior": "var(--superior)"}
@@ -40,8 +41,9 @@ WORD_COLORS = {
     "strongly superior": "#e08a3c", "clearly superior": "#efb98a", "a little superior": "#f8e2cf",
 }  # fmt: skip
 KEEP, STOP_COMPARING = "Compare", "Stop comparing"
-HISTORY_COLUMNS = ["Prompt", "Superior", "Route", "Time"]
+RIGHT, WRONG = "Right route", "Wrong route"
 CODE_CLIENTS = ("curl", "Python", "OpenAI client")
+ANNOUNCE = "element.setAttribute('role', 'status')"  # makes a component's changes known to screen readers
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -152,6 +154,23 @@ class SidePanel:
     plots: gr.HTML
 
 
+@dataclass
+class State:
+    """What is kept for a tab of the browser.
+
+    Attributes:
+        decided: the text that was decided on, and the decision.
+        explained: under "text", the text whose explanation is there or under way.
+        kept: text and decision that others are compared with.
+        scored: the scored file.
+    """
+
+    decided: gr.State
+    explained: gr.State
+    kept: gr.State
+    scored: gr.State
+
+
 class Blocks(gr.Blocks):
     """Blocks whose idle tabs hold no connection to the server.
 
@@ -168,7 +187,7 @@ class Blocks(gr.Blocks):
 def build(services: Services) -> gr.Blocks:
     """The gradio Blocks of the page."""
     with Blocks(title="LLM router", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-        gr.HTML(html_parts.header())
+        gr.HTML(html_parts.HEADER)
         gr.HTML("", elem_id="connection", js_on_load="element.setAttribute('role', 'alert')")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320, elem_id="main"), gr.Tabs():
@@ -194,14 +213,14 @@ def one_prompt_tab(services: Services) -> PromptTab:
         label="Prompt", lines=4, max_lines=12, autofocus=True, placeholder="What a user would ask", elem_id="prompt"
     )
     kept_card = gr.HTML(visible=False, elem_id="kept")
-    card = gr.HTML(html_parts.empty_card(), elem_id="decision", js_on_load=announce())
+    card = gr.HTML(html_parts.EMPTY_CARD, elem_id="decision", js_on_load=ANNOUNCE)
     with gr.Row(elem_id="actions"):
         button: dict[str, Any] = {"size": "md", "min_width": 90, "interactive": False}
         explain = gr.Button("Explain", variant="primary", elem_id="explain", **button)
         keep = gr.Button(KEEP, elem_id="keep", **button)
-        right = gr.Button("Right route", elem_id="right", visible=services.may_take_feedback, **button)
-        wrong = gr.Button("Wrong route", elem_id="wrong", visible=services.may_take_feedback, **button)
-    noted = gr.HTML(elem_id="noted", js_on_load=announce())
+        right = gr.Button(RIGHT, elem_id="right", visible=services.may_take_feedback, **button)
+        wrong = gr.Button(WRONG, elem_id="wrong", visible=services.may_take_feedback, **button)
+    noted = gr.HTML(elem_id="noted", js_on_load=ANNOUNCE)
     words = gr.HighlightedText(
         label="Why: what each word adds", color_map=WORD_COLORS, show_inline_category=False, visible=False,
         elem_id="words",
@@ -234,7 +253,7 @@ def both_section(models: BothModels) -> BothSection:
                     facts.append(gr.HTML())
         with gr.Row():
             votes = [gr.Button(vote.capitalize(), size="md", min_width=140) for vote in VOTES]
-        noted = gr.HTML(js_on_load=announce(), elem_id="voted")
+        noted = gr.HTML(js_on_load=ANNOUNCE, elem_id="voted")
     return BothSection(ask, answers, facts, votes, noted, results)
 
 
@@ -242,7 +261,7 @@ def file_tab() -> FileSection:
     """A file, how far its scoring is, and what came out."""
     file = gr.File(label="A file of prompts", file_types=files.ACCEPTED_SUFFIXES, elem_id="file")
     column = gr.Dropdown([], label="Column with the prompts", visible=False, elem_id="column", interactive=True)
-    status = gr.HTML(html_parts.message(files.HINT), elem_id="status", js_on_load=announce())
+    status = gr.HTML(html_parts.message(files.HINT), elem_id="status", js_on_load=ANNOUNCE)
     cancel = gr.Button("Stop", size="sm", visible=False, elem_id="cancel")
     with gr.Column(visible=False, elem_id="results") as results:
         summary = gr.HTML(elem_id="summary")
@@ -268,7 +287,8 @@ def history_tab() -> HistoryTab:
     """The prompts that were tried in this browser."""
     gr.HTML(html_parts.message("The prompts tried in this browser, which keeps them. Click one to try it again."))
     table = gr.Dataframe(
-        headers=HISTORY_COLUMNS, label="Prompts tried", interactive=False, wrap=True, max_height=520,
+        headers=["Prompt", "Superior", "Route", "Time"],  # as in page.js, which fills it
+        label="Prompts tried", interactive=False, wrap=True, max_height=520,
         column_widths=["36%", "21%", "25%", "18%"], elem_id="history", buttons=[], max_chars=200,
     )  # fmt: skip
     with gr.Row():
@@ -318,11 +338,6 @@ def held_between_0_and_1(payload: float | None) -> float:
     return min(max(float(payload or 0), 0.0), 1.0)
 
 
-def announce() -> str:
-    """Script that makes a component's changes known to screen readers."""
-    return "element.setAttribute('role', 'status')"
-
-
 # --- which event asks whom -------------------------------------------------------------------------------------------
 
 
@@ -336,15 +351,18 @@ def connect(
     side: SidePanel,
 ) -> None:
     """Tie every event to what answers it."""
-    decided, explained, kept = gr.State(("", None)), gr.State({"text": None}), gr.State(None)
     scored = gr.State(None, time_to_live=MEMORY_HOURS * 3600)
-    connect_prompt(services, one_prompt, history, side, decided, explained, kept)
-    connect_threshold(services, one_prompt, file, side, decided, kept, scored)
+    state = State(gr.State(("", None)), gr.State({"text": None}), gr.State(None), scored)
+    connect_decision(services, one_prompt, history, side, state)
+    connect_feedback(services, one_prompt, side, state)
+    connect_compare(services, one_prompt, side, state)
+    connect_threshold(services, one_prompt, file, side, state)
     connect_file(services, file, side, scored)
+    connect_download(services, file, side, scored)
     connect_history(history, one_prompt.prompt)
     if both and services.both_models:
         connect_both(services, services.both_models, both, one_prompt.prompt, side)
-    connect_checkpoint(services, one_prompt, file, side, decided, kept, scored)
+    connect_checkpoint(services, one_prompt, file, side, state)
     buttons = [one_prompt.explain, one_prompt.keep, one_prompt.right, one_prompt.wrong, *([both.ask] if both else [])]
     one_prompt.prompt.change(
         None, one_prompt.prompt, buttons, js=f"(text) => routerPage.enable(text, {len(buttons)})", **QUIET
@@ -353,16 +371,8 @@ def connect(
     gr.api(services.checkpoints.first.predict, api_name="predict", queue=False)
 
 
-def connect_prompt(
-    services: Services,
-    tab: PromptTab,
-    history: HistoryTab,
-    side: SidePanel,
-    decided: gr.State,
-    explained: gr.State,
-    kept: gr.State,
-) -> None:
-    """Decide as the prompt changes; explain, compare and take feedback on demand."""
+def connect_decision(services: Services, tab: PromptTab, history: HistoryTab, side: SidePanel, state: State) -> None:
+    """Decide as the prompt changes; explain on demand."""
     hint = html_parts.message(EXPLAIN_HINT)
 
     def on_prompt(text: str, asked: dict, kept: tuple | None, checkpoint: str, threshold: float, *prices: float):
@@ -383,7 +393,29 @@ def connect_prompt(
         near = page.near(text, services.is_local_user(request))
         return *decision, gr.update(value=words, visible=True), pushes, near
 
-    def on_feedback(right: bool, decided: tuple, checkpoint: str, threshold: float, request: gr.Request) -> str:
+    inputs = [tab.prompt, state.explained, state.kept, side.checkpoint, side.threshold, *side.prices]
+    outputs = [tab.card, state.decided, tab.noted, tab.words, tab.pushes, tab.near]
+    # Not `input`: gradio fires that for keys, but not where text is pasted or deleted.
+    tab.prompt.change(on_prompt, inputs, outputs, trigger_mode="always_last", **QUIET).then(
+        None, None, history.table, js="() => routerPage.remember(false)", **QUIET
+    )
+
+    def explain_on(listen: Callable[..., Any]) -> None:
+        listen(on_explain, inputs, outputs, show_progress_on=tab.pushes, api_visibility="private").then(
+            None, None, history.table, js="() => routerPage.remember(true)", **QUIET
+        )
+
+    explain_on(partial(gr.on, [tab.explain.click, tab.prompt.submit]))
+    for button in tab.examples:
+        explain_on(button.click(lambda text: text, button, tab.prompt, **QUIET).then)
+    snippets: dict[str, Any] = {"js": "(text, threshold) => routerPage.snippets(text, threshold)", **QUIET}
+    gr.on([tab.prompt.change, side.threshold.change], None, [tab.prompt, side.threshold], tab.code, **snippets)
+
+
+def connect_feedback(services: Services, tab: PromptTab, side: SidePanel, state: State) -> None:
+    """Write what the user says about a route."""
+
+    def on_feedback(label: str, decided: tuple, checkpoint: str, threshold: float, request: gr.Request) -> str:
         text, decision = decided
         if decision is None:
             return html_parts.message("Type a prompt first.")
@@ -391,9 +423,17 @@ def connect_prompt(
             return html_parts.message("Feedback is taken from this machine only; start the page with --feedback.")
         try:
             page = services.checkpoints.get(checkpoint)
-            return html_parts.message(page.give_feedback(text, decision, threshold, right, request.username))
+            return html_parts.message(page.give_feedback(text, decision, threshold, label == RIGHT, request.username))
         except (InputError, OSError) as error:
             return html_parts.message(str(error), "error")
+
+    for button in (tab.right, tab.wrong):
+        inputs = [button, state.decided, side.checkpoint, side.threshold]
+        button.click(on_feedback, inputs, tab.noted, concurrency_limit=1, **QUIET)
+
+
+def connect_compare(services: Services, tab: PromptTab, side: SidePanel, state: State) -> None:
+    """Keep a prompt to compare others with, or stop that."""
 
     def on_keep(decided: tuple, kept: tuple | None, checkpoint: str, threshold: float, *prices: float):
         page = services.checkpoints.get(checkpoint)
@@ -402,53 +442,11 @@ def connect_prompt(
         shown = gr.update(value=page.kept_card(kept, threshold), visible=kept is not None)
         return kept, shown, card, STOP_COMPARING if kept else KEEP
 
-    inputs = [tab.prompt, explained, kept, side.checkpoint, side.threshold, *side.prices]
-    outputs = [tab.card, decided, tab.noted, tab.words, tab.pushes, tab.near]
-    # Not `input`: gradio fires that for keys, but not where text is pasted or deleted.
-    tab.prompt.change(on_prompt, inputs, outputs, trigger_mode="always_last", **QUIET).then(
-        None, None, history.table, js="() => routerPage.remember(false)", **QUIET
-    )
-    gr.on(
-        [tab.explain.click, tab.prompt.submit], on_explain, inputs, outputs, show_progress_on=tab.pushes,
-        api_visibility="private",
-    ).then(None, None, history.table, js="() => routerPage.remember(true)", **QUIET)  # fmt: skip
-    for button in tab.examples:
-        button.click(lambda text: text, button, tab.prompt, **QUIET).then(
-            on_explain, inputs, outputs, show_progress_on=tab.pushes, api_visibility="private"
-        ).then(None, None, history.table, js="() => routerPage.remember(true)", **QUIET)
-    for button, is_right in ((tab.right, True), (tab.wrong, False)):
-        button.click(
-            bind_feedback(on_feedback, is_right), [decided, side.checkpoint, side.threshold], tab.noted,
-            concurrency_limit=1, **QUIET,
-        )  # fmt: skip
-    tab.keep.click(
-        on_keep,
-        [decided, kept, side.checkpoint, side.threshold, *side.prices],
-        [kept, tab.kept_card, tab.card, tab.keep],
-        **QUIET,
-    )
-    snippets: dict[str, Any] = {"js": "(text, threshold) => routerPage.snippets(text, threshold)", **QUIET}
-    gr.on([tab.prompt.change, side.threshold.change], None, [tab.prompt, side.threshold], tab.code, **snippets)
+    inputs = [state.decided, state.kept, side.checkpoint, side.threshold, *side.prices]
+    tab.keep.click(on_keep, inputs, [state.kept, tab.kept_card, tab.card, tab.keep], **QUIET)
 
 
-def bind_feedback(on_feedback: Callable[..., str], is_right: bool) -> Callable[..., str]:
-    """The handler of one of the two feedback buttons."""
-
-    def handler(decided: tuple, checkpoint: str, threshold: float, request: gr.Request) -> str:
-        return on_feedback(is_right, decided, checkpoint, threshold, request)
-
-    return handler
-
-
-def connect_threshold(
-    services: Services,
-    tab: PromptTab,
-    file: FileSection,
-    side: SidePanel,
-    decided: gr.State,
-    kept: gr.State,
-    scored: gr.State,
-) -> None:
+def connect_threshold(services: Services, tab: PromptTab, file: FileSection, side: SidePanel, state: State) -> None:
     """Everything that shows the threshold or a price follows them."""
 
     def on_threshold(
@@ -476,7 +474,7 @@ def connect_threshold(
     gr.on(
         [side.threshold.change, *(price.change for price in side.prices)],
         on_threshold,
-        [side.threshold, decided, kept, scored, file.summary, side.checkpoint, *side.prices],
+        [side.threshold, state.decided, state.kept, state.scored, file.summary, side.checkpoint, *side.prices],
         [
             tab.card, tab.kept_card, side.preset, side.figures, side.curve,
             file.summary, file.histogram, file.curve, file.table,
@@ -487,15 +485,7 @@ def connect_threshold(
     side.preset.input(on_preset, [side.preset, side.checkpoint], side.threshold, **QUIET)
 
 
-def connect_checkpoint(
-    services: Services,
-    tab: PromptTab,
-    file: FileSection,
-    side: SidePanel,
-    decided: gr.State,
-    kept: gr.State,
-    scored: gr.State,
-) -> None:
+def connect_checkpoint(services: Services, tab: PromptTab, file: FileSection, side: SidePanel, state: State) -> None:
     """Another checkpoint decides anew, and says what it is."""
 
     def on_checkpoint(name: str, text: str, *prices: float):
@@ -526,8 +516,8 @@ def connect_checkpoint(
         on_checkpoint,
         [side.checkpoint, tab.prompt, *side.prices],
         [
-            side.threshold, side.preset, side.figures, side.curve, side.about, tab.card, decided, kept, tab.kept_card,
-            tab.keep, scored, file.results, file.status,
+            side.threshold, side.preset, side.figures, side.curve, side.about, tab.card, state.decided, state.kept,
+            tab.kept_card, tab.keep, state.scored, file.results, file.status,
         ],
         show_progress_on=side.about,
         api_visibility="private",
@@ -536,7 +526,7 @@ def connect_checkpoint(
 
 
 def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: gr.State) -> None:
-    """Score a file, stop, choose another column, download."""
+    """Score a file, stop, choose another column."""
     outputs = [
         scored, tab.status, tab.cancel, tab.column, tab.results, tab.summary, tab.histogram, tab.curve, tab.table,
     ]  # fmt: skip
@@ -586,13 +576,17 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
     hidden = gr.update(visible=False)
     tab.cancel.click(lambda: (stopped, hidden), None, [tab.status, tab.cancel], cancels=list(running), **QUIET)
 
+
+def connect_download(services: Services, tab: FileSection, side: SidePanel, scored: gr.State) -> None:
+    """Write the scored file, then press the hidden link to it."""
+
     def on_download(scored: Any, checkpoint: str, threshold: float) -> str:
         if scored is None:
             raise gr.Error(FORGOTTEN, print_exception=False)
         return str(services.checkpoints.files(checkpoint).write(scored, threshold))
 
     tab.download.click(on_download, [scored, side.checkpoint, side.threshold], tab.link, **QUIET).success(
-        js=click("#link", after=200)
+        js="() => { setTimeout(() => document.querySelector('#link').click(), 200) }"  # when the link knows the file
     )
 
 
@@ -659,8 +653,3 @@ def connect_both(
 def prices_of(values: Sequence[float | None]) -> Prices:
     """From the page's three fields, of which any may have been emptied."""
     return Prices(*(max(value or 0, 0) for value in values))
-
-
-def click(selector: str, after: int) -> str:
-    """Script that presses a button some milliseconds later, when what the last event changed has been dealt with."""
-    return f"() => {{ setTimeout(() => document.querySelector('{selector}').click(), {after}) }}"

@@ -38,10 +38,10 @@ def labelled_prompts(model_save_dir: Path, project: Path = PROJECT_ROOT) -> dict
     A checkpoint may come from a stranger: only regular files of moderate size are read, its own files only inside its
     folder, and training files only inside the project.
     """
-    paths = [_inside(model_save_dir / name, model_save_dir) for name in (VALIDATION_FILE, PREDICTIONS_FILE)]
+    paths = [inside(model_save_dir / name, model_save_dir) for name in (VALIDATION_FILE, PREDICTIONS_FILE)]
     try:
         names = read_json_object(model_save_dir / RUN_FILE).get("train_files", [])
-        paths += [_inside(project / name, project) for name in names]
+        paths += [inside(project / name, project) for name in names]
     except (OSError, ValueError, TypeError):
         pass  # a bare folder has no run.json, and a broken one names no files
     rows: dict[str, str] = {}
@@ -53,11 +53,12 @@ def labelled_prompts(model_save_dir: Path, project: Path = PROJECT_ROOT) -> dict
     return dict(list(rows.items())[:MAX_LABELLED])
 
 
-def _inside(path: Path, folder: Path) -> Path | None:
+def inside(path: Path, folder: Path, max_bytes: int = MAX_FILE_BYTES) -> Path | None:
+    """Where a file really is; None where it is not inside the folder, no regular file, or larger than that."""
     real = path.resolve()
     if not real.is_relative_to(folder.resolve()) or not real.is_file():
         return None
-    return real if real.stat().st_size <= MAX_FILE_BYTES else None
+    return real if real.stat().st_size <= max_bytes else None
 
 
 def _labels_in(path: Path) -> Iterator[tuple[str, str]]:
@@ -74,12 +75,14 @@ class LabelledPrompts:
     `index` embeds them, which takes seconds to minutes, in any thread; until then nothing is found.
 
     Args:
-        router: the checkpoint, whose encoder embeds.
+        router: the checkpoint, whose encoder embeds, loaded from a folder.
         rows: prompt and label of each; may be empty, then nothing is ever found.
     """
 
     def __init__(self, router: Router, rows: dict[str, str]) -> None:
+        assert router.model_save_dir
         self.router = router
+        self._cache = router.model_save_dir / CACHE_FILE
         self.prompts = list(rows)
         self.labels = list(rows.values())
         self.done = 0  # prompts embedded so far
@@ -119,8 +122,7 @@ class LabelledPrompts:
         return short_sha256("\0".join(made_from))
 
     def _cached(self) -> np.ndarray | None:
-        folder = self.router.model_save_dir
-        path = folder and _inside(folder / CACHE_FILE, folder)
+        path = inside(self._cache, self._cache.parent)
         if path is None:
             return None
         try:
@@ -131,13 +133,10 @@ class LabelledPrompts:
             return None
 
     def _keep(self, vectors: np.ndarray) -> None:
-        if self.router.model_save_dir is None:
-            return
-        path = self.router.model_save_dir / CACHE_FILE
-        partial = path.with_suffix(".partial.npz")
+        partial = self._cache.with_suffix(".partial.npz")
         with contextlib.suppress(OSError):  # the folder may be read-only; then the next start embeds anew
             np.savez(partial, key=self._key(), vectors=vectors.astype(np.float16))
-            os.replace(partial, path)
+            os.replace(partial, self._cache)
 
     def nearest(self, prompt: str, k: int = 3) -> list[Neighbour]:
         """The k most similar labelled prompts, fewer where few are like this one."""

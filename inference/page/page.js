@@ -45,7 +45,7 @@ window.routerPage = (() => {
   async function checkServer() {
     markStale();
     const overdue = changedAt && Date.now() - changedAt > UNANSWERED;
-    const banner = document.querySelector("#connection .html-container, #connection");
+    const banner = document.querySelector("#connection");
     if (!banner || (!overdue && !banner.dataset.gone)) return;
     let reached = false;
     try { reached = (await fetch(root() + "/gradio_api/startup-events", { signal: AbortSignal.timeout(3000) })).status < 500; } catch { /* gone */ }

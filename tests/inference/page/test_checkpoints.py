@@ -82,5 +82,6 @@ def test_plots_come_from_the_folder_only(checkpoint, tmp_path):
     (folder / "test_scores.png").write_bytes(b"own")
     (tmp_path / "secret.png").write_bytes(b"secret")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "nowhere.png").symlink_to(folder / "gone.png")
     shown = plots(Page(Router.load(folder)))
     assert shown.count("<img") == 1 and "<figcaption>test scores" in shown and "base64,b3du" in shown
