@@ -1,6 +1,7 @@
 """Fine-tuning itself: an encoder with a fresh head, or a router; HF's Trainer on soft labels, in changing frames."""
 
 import argparse
+import json
 import math
 import os
 import random
@@ -30,10 +31,13 @@ from finetuning_model.encoders import (
 from finetuning_model.frames import Frames
 from finetuning_model.labelled_rows import Split
 from finetuning_model.lineage import ParentRouter, parent_router
+from request_text import request_text
 from router_data import LABELS, InputError, read_json_object
 from router_model import PromptEncoder, RouterSettings, pad_rows
 
 LONG_EPOCH = 500  # steps; a longer epoch is evaluated, and can be resumed, half way too
+FRAME_ATTENTION = 0.1  # how much attention to frames counts beside the soft labels
+LOCATABLE = 8  # characters of a prompt that is looked for in its frame
 SHORT_PROMPT = 24  # tokens, special ones included
 LOSSES_PER_EVALUATION = 20  # points of the training loss in the plot
 WEIGHT_DECAY = 0.01
@@ -163,9 +167,9 @@ def encoder_of(parent: ParentRouter) -> str:
 def load_classifier(recipe: Recipe):
     """The encoder with a fresh two-label head, or the router to go on from; no dropout, its lowest layers frozen.
 
-    A router's temperature goes into its head, so that training starts from the scores that it serves. On a CPU
-    attention is plain matrix products: in bf16 the backward pass of PyTorch's fused attention takes up to two fifths of
-    a step.
+    A router's temperature goes into its head, so that training starts from the scores that it serves. Attention is
+    plain matrix products: the loss reads it, and on a CPU in bf16 the backward pass of PyTorch's fused attention takes
+    up to two fifths of a step.
 
     Raises:
         InputError: it can't be had.
@@ -173,8 +177,7 @@ def load_classifier(recipe: Recipe):
     config = without_dropout(load_config(recipe.start))
     config.num_labels = 2
     config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
-    attention = {"attn_implementation": "eager"} if ON_CPU else {}
-    model = load_weights(recipe.start, config, fresh_head=not recipe.continued_from, **attention)
+    model = load_weights(recipe.start, config, fresh_head=not recipe.continued_from, attn_implementation="eager")
     if recipe.continued_from:
         scale_logits(model, 1 / RouterSettings.load(Path(recipe.continued_from)).temperature)
     trained = model.config.num_hidden_layers - recipe.freeze_layers
@@ -206,23 +209,43 @@ class FramedPrompts(torch.utils.data.Dataset):
     ) -> None:  # fmt: skip
         self.prompts, self.encoder = prompts, encoder
         self.frames, self.share, self.seed = frames, share, seed
-        self.ids = [row.ids for row in encoder.encode(prompts)]
-        short = [i for i, ids in enumerate(self.ids) if len(ids) <= SHORT_PROMPT] if frames else []
-        self.short = [self.ids[i] for i in short]
-        self.soft_labels = np.concatenate([soft_labels, soft_labels[short]])
+        self.ids = self.bare = [row.ids for row in encoder.encode(prompts)]
+        self.inside = [np.ones(len(ids), dtype=np.float32) for ids in self.ids]
+        self.short = [i for i, ids in enumerate(self.ids) if len(ids) <= SHORT_PROMPT] if frames else []
+        self.soft_labels = np.concatenate([soft_labels, soft_labels[self.short]])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the frames of this epoch; without frames nothing changes."""
         if self.frames is not None:
-            prompts = self.frames.wrap_share(self.prompts, self.share, f"{self.seed} {epoch}")
-            self.ids = [row.ids for row in self.encoder.encode(prompts)] + self.short
+            framed = self.frames.wrap_share(self.prompts, self.share, f"{self.seed} {epoch}")
+            rows = [
+                (ids, np.ones(len(ids), dtype=np.float32)) if text == prompt else locate(self.encoder, text, prompt)
+                for text, prompt, ids in zip(framed, self.prompts, self.bare, strict=True)
+            ]
+            rows += [(self.bare[i], np.ones(len(self.bare[i]), dtype=np.float32)) for i in self.short]
+            self.ids, self.inside = map(list, zip(*rows, strict=True))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, i: int) -> dict:
-        return {"input_ids": self.ids[i], "labels": float(self.soft_labels[i])}
+        return {"input_ids": self.ids[i], "inside": self.inside[i], "labels": float(self.soft_labels[i])}
+
+
+def locate(encoder: PromptEncoder, framed: str, prompt: str) -> tuple[list[int], np.ndarray]:
+    """The token ids of a prompt in a frame, and 1 for each token of the prompt, 0 for each of the frame.
+
+    Special tokens count as the frame's, or attention would rest on them. Where the prompt does not stand in the frame
+    word for word, or is so short that the frame may hold it as well, every token counts as the prompt's.
+    """
+    text, ids, offsets = encoder.with_offsets(framed)
+    forms = (prompt, json.dumps(prompt, ensure_ascii=False)[1:-1], request_text(prompt))
+    found = ((at, at + len(form)) for form in forms if len(form) >= LOCATABLE and (at := text.find(form)) >= 0)
+    start, end = next(found, (0, len(text)))
+    bare = end - start == len(text)
+    inside = [bare or (start < right and left < end and left < right) for left, right in offsets]
+    return ids, np.array(inside, dtype=np.float32)
 
 
 class LengthGroupedSampler:
@@ -275,12 +298,21 @@ class RouterTrainer(Trainer):
         return LengthGroupedSampler(self.train_dataset, batch_size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross entropy with the soft labels; both labels weigh the same in all, calibration gives the prior back."""
-        soft_label = inputs.pop("labels")
-        logits = model(**inputs).logits.float()
+        """Cross entropy with the soft labels, and the share of attention that goes to frames.
+
+        Both labels weigh the same in all; calibration gives the prior back. The last layer's first token is what is
+        classified: of its attention the loss adds -log of the share inside the prompt, which is 0 without a frame.
+        """
+        soft_label, inside = inputs.pop("labels"), inputs.pop("inside")
+        guided = model.training and self.recipe.frames_file is not None
+        outputs = model(**inputs, output_attentions=True) if guided else model(**inputs)
+        logits = outputs.logits.float()
         weight = soft_label * 0.5 / self.prior + (1 - soft_label) * 0.5 / (1 - self.prior)
         margin = logits[:, 1] - logits[:, 0]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(margin, soft_label, weight=weight)
+        if guided and outputs.attentions:
+            attention = outputs.attentions[-1][:, :, 0].float().mean(1)  # of the heads
+            loss = loss - FRAME_ATTENTION * (attention * inside).sum(1).clamp(min=1e-4).log().mean()
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def create_optimizer(self, model=None):
@@ -352,8 +384,15 @@ class Collator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """As the Trainer asks for a batch."""
         ids, mask = pad_rows([row["input_ids"] for row in rows], self.pad_id)
-        labels = torch.tensor([row["labels"] for row in rows], dtype=torch.float32)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": labels}
+        inside = np.zeros(ids.shape, dtype=np.float32)
+        for i, row in enumerate(rows):
+            inside[i, : len(row["inside"])] = row["inside"]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "inside": torch.from_numpy(inside),
+            "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
+        }
 
 
 def training_arguments(recipe: Recipe, folder: Path, rows: int, seed: int) -> TrainingArguments:

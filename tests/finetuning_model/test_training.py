@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,41 @@ def test_a_short_prompt_comes_bare_as_well_and_a_long_one_does_not():
     assert [rows[i]["labels"] for i in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.3])
     bare = training.FramedPrompts(prompts, np.array([0.1, 0.2, 0.3]), encoder, None, 0, seed=1)
     assert len(bare) == 3
+
+
+@pytest.mark.parametrize(
+    ("framed", "inside"),
+    [
+        ("please apple bread door with zorp", "apple bread door"),
+        ('{"zorp": "apple bread door"}', "apple bread door"),
+        ('{"prompt": "apple bread door", "zorp": 1}', "[CLS] apple bread door [SEP]"),  # request_text reads no other
+        ("please Apple bread door", "[CLS] please apple bread door [SEP]"),  # not word for word
+    ],
+)
+def test_the_tokens_of_a_prompt_are_told_from_those_of_its_frame(framed, inside):
+    encoder = PromptEncoder(tiny_tokenizer([*EASY, "please", "with", "zorp"]).backend_tokenizer, 64)
+    ids, found = training.locate(encoder, framed, "apple bread door")
+    words = map(encoder.tokenizer.id_to_token, ids)
+    assert " ".join(word for word, is_prompt in zip(words, found, strict=True) if is_prompt) == inside
+
+
+def test_attention_to_a_frame_costs_and_without_frames_nothing_does():
+    model = random_bert()
+    model.set_attn_implementation("eager")
+
+    def loss(inside: list[float], frames_file: str | None = "frames.txt") -> float:
+        inputs = {
+            "input_ids": torch.tensor([[2, 8, 9, 3]]),
+            "attention_mask": torch.ones(1, 4, dtype=torch.int64),
+            "labels": torch.tensor([0.5]),
+            "inside": torch.tensor([inside]),
+        }
+        trainer = SimpleNamespace(recipe=SimpleNamespace(frames_file=frames_file), prior=0.5)
+        return training.RouterTrainer.compute_loss(trainer, model.train(), inputs).item()
+
+    bare = loss([1, 1, 1, 1])
+    assert bare < loss([1, 1, 0, 1]) < loss([1, 0, 0, 1])
+    assert loss([1, 0, 0, 1], frames_file=None) == pytest.approx(bare)
 
 
 def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():

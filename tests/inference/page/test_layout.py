@@ -627,6 +627,7 @@ def test_text_from_right_to_left(tab):
     ask(tab, ARABIC)
     explain(tab)
     assert tab.evaluate("getComputedStyle(document.querySelector('#prompt textarea')).direction") == "rtl"
+    tab.wait_for_selector("#words .textfield")
     assert tab.evaluate("getComputedStyle(document.querySelector('#words .textfield')).unicodeBidi") == "plaintext"
     assert tab.locator("#pushes bdi, #near bdi").count() > 0
     long = ARABIC * 500  # whose direction the page finds itself
