@@ -77,12 +77,26 @@ def test_the_blends_lean_on_the_router_and_leave_it_where_outcomes_know_better()
         assert auroc(way, many, judged) > 0.8 > auroc("router", many, judged)
 
 
-def test_differences_are_paired_and_other_prompts_are_refused():
-    def row(way, draw, apgr, judged=10):
-        resampled = [apgr - 0.2, apgr, apgr + 0.2]
-        where = {"set": "s", "outcomes": 50, "draw": draw}
-        return {**where, "way": way, "judged": judged, "apgr": apgr, "resampled": resampled, "seconds": 1}
+def row(way: str, draw: int, apgr: float, judged: int = 10, name: str = "s") -> dict:
+    """What few_outcomes.py keeps of one draw."""
+    resampled = [apgr - 0.2, apgr, apgr + 0.2]
+    where = {"set": name, "outcomes": 50, "draw": draw}
+    return {**where, "way": way, "judged": judged, "apgr": apgr, "resampled": resampled, "seconds": 1}
 
+
+def test_the_documents_get_tables_and_a_plot(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "results.md").write_text("before\n<!-- few outcomes -->\nold\n<!-- end of few outcomes -->\nafter\n")
+    rows = [row(way, 0, 0.5, name=name) for way in ("router", "corrected") for name in ("s", "mixture")]
+    learning_curves.write(learning_curves.summarise(rows), tmp_path, "a-router-save")
+    results = (tmp_path / "results.md").read_text()
+    assert results.startswith("before\n") and results.endswith("after\n") and "old" not in results
+    assert "| 50 | 0.500" in results and "| 50 | 0.500" in (tmp_path / "few_outcomes.md").read_text()
+    assert json.loads((tmp_path / "few_outcomes.json").read_text())["router"] == "a-router-save"
+    assert (tmp_path / "images" / "few_outcomes.png").stat().st_size > 10_000
+
+
+def test_differences_are_paired_and_other_prompts_are_refused():
     rows = [row("router", draw, 0.5 + draw / 10) for draw in range(2)]
     rows += [row("corrected", draw, 0.53 + draw / 10) for draw in range(2)]
     found = learning_curves.summarise(rows)["s"]["corrected"][50]
