@@ -87,7 +87,7 @@ def write(found: dict[str, Curves], folder: Path, router: str) -> None:
     draw(folder / "images" / "few_outcomes.png", found)
     if MIXTURE in found:
         results = (folder / "results.md").read_text(encoding="utf-8")
-        section = f"{curves_table(found[MIXTURE])}\n\n{PLOT}\n\n[All kinds](few_outcomes.md).\n"
+        section = f"{curves_table(found[MIXTURE])}\n\n{PLOT} [All kinds](few_outcomes.md).\n"
         write_text_atomically(folder / "results.md", SECTION.sub(lambda _: section, results))
     print(f"wrote few_outcomes.json, few_outcomes.md, results.md and images/few_outcomes.png in {folder}")
 
