@@ -1,5 +1,5 @@
 # make demo      a router of your own in your browser: packages, fine-tuning on the sample, the page
-# make test      all tests, on two cores
+# make test      all tests: on two cores, then those in a browser, which mind company
 # make quick     the tests that take under a second each, on two cores, for the inner loop
 # make lint      ruff, and the type checker
 # make docs      the documents that are made from the code
@@ -31,7 +31,8 @@ demo: $(VENV)/.offline
 	@$(PY) inference/run_gradio_model.py
 
 test: $(VENV)/.offline $(VENV)/.dev
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile -m "not browser"
+	$(PY) -m pytest -m browser
 
 quick: $(VENV)/.offline $(VENV)/.dev
 	$(PY) -m pytest -m "not slow and not browser and not endpoint" -q -n 2 --dist loadfile
