@@ -1,10 +1,8 @@
 """A file of prompts on the page: read, scored, shown and written back, without gradio."""
 
 import csv
-import math
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +27,7 @@ MAX_CHARACTERS = 500_000_000
 MAX_TABLE_ROWS = 500
 MAX_SHOWN = 120  # characters of a prompt in the table
 MAX_PROBLEMS = 5  # that are named
-BATCH = 256  # prompts scored at a time
-SECONDS_BETWEEN_LINES = 1  # of progress, which a browser takes time to show; work ends there where nobody waits for it
+BATCH = 256  # prompts between two looks at whether to stop
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods")
 TABLE_COLUMNS = ["Row", "Prompt", "Superior, %", "Route"]
 BINS = 20
@@ -103,12 +100,9 @@ class FileTab:
             rows.sort(key=lambda i: str(scored.prompts[i]))  # repeats lie side by side, and are scored once
             if not rows:
                 raise InputError("; ".join([f"{path.name} holds no prompt", *scored.problems[:1]]))
-            said = -math.inf
             for start in range(0, len(rows), BATCH):
                 self._progress = (start, len(rows))
-                if time.monotonic() >= said + SECONDS_BETWEEN_LINES:
-                    said = time.monotonic()
-                    yield f"{start:,} of {len(rows):,} prompts scored"
+                yield f"{start:,} of {len(rows):,} prompts scored"
                 batch = rows[start : start + BATCH]
                 prompts = [prompt for i in batch if (prompt := scored.prompts[i])]
                 for i, decision in zip(batch, self.page.router.decide(prompts), strict=True):
