@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from openai_server import OpenAIServer, stream_of
+from playwright.sync_api import expect
 
 from inference.page import layout
 from inference.page.answers import Page
@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 PATIENCE = 60_000  # milliseconds
+expect.set_options(PATIENCE)
 EASY_PROMPT = "please open the door with apple and bread"
 HARD_PROMPT = "please open the zorp with apple and bread"
 ARABIC = "ما هي عاصمة فرنسا؟ وكم عدد سكانها (تقريبًا)؟"
@@ -118,7 +119,7 @@ def tab(served, chromium):
 def ask(tab, prompt: str) -> dict[str, str]:
     """Type a prompt and read both probabilities off the page."""
     tab.fill("#prompt textarea", prompt)
-    tab.wait_for_function("document.querySelector('#decision .card.stale') === null")
+    expect(tab.locator("#decision .card.stale")).to_have_count(0)
     tab.wait_for_selector("#decision .card[data-decision]")
     parts = tab.locator("#decision .probabilities span").all()
     return {part.get_attribute("class"): part.locator("b").inner_text() for part in parts}
@@ -137,9 +138,7 @@ def set_threshold(tab, value: float) -> None:
 
 
 def wait_for_text(tab, selector: str, text: str) -> None:
-    tab.wait_for_function(
-        "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)", arg=[selector, text]
-    )
+    expect(tab.locator(selector)).to_contain_text(text, use_inner_text=True)
 
 
 def test_the_decision_follows_the_typing_and_is_explained_on_demand(tab, router):
@@ -269,7 +268,7 @@ def test_the_history_is_kept_over_a_reload_and_exported(tab, router):
     tab.get_by_role("gridcell", name=EASY_PROMPT).or_(
         tab.locator(f"#history td:has-text('{EASY_PROMPT}')")
     ).first.click()
-    tab.wait_for_function(f"document.querySelector('#prompt textarea').value === {json.dumps(EASY_PROMPT)}")
+    expect(tab.locator("#prompt textarea")).to_have_value(EASY_PROMPT)
     tab.get_by_role("tab", name="History").click()
     with tab.expect_download() as download:
         tab.click("#export")
@@ -282,7 +281,7 @@ def test_the_snippets_answer_as_the_page_does(tab, served, router):
     prompt = 'what\'s a "zorp" with $HOME `x`'
     ask(tab, prompt)
     tab.get_by_role("button", name="Use it from code").click()
-    tab.wait_for_function("document.querySelector('#code textarea').value.includes('curl')")
+    expect(tab.locator("#code textarea").first).to_have_value(re.compile("curl"))
     score = router.score([prompt])[0]
     snippets = tab.evaluate("(prompt) => routerPage.snippets(prompt, 0.5)", prompt)
     done = subprocess.run(["bash", "-c", snippets[0]], capture_output=True, text=True, timeout=60)
@@ -399,10 +398,8 @@ def ask_both(tab) -> None:
 
 
 def wait_until_answered(tab) -> None:
-    tab.wait_for_function(
-        "[...document.querySelectorAll('#both textarea')].map(a => a.value.trim()).join() "
-        "=== 'inferior-m answers,superior-m answers'"
-    )
+    for i, model in enumerate(("inferior-m", "superior-m")):
+        expect(tab.locator("#both textarea").nth(i)).to_have_value(re.compile(rf"^\s*{model} answers\s*$"))
 
 
 def vote(tab) -> None:
@@ -493,18 +490,6 @@ def tab_to(tab, selector: str, key: str = "Tab") -> None:
     raise AssertionError(f"{key} never reaches {selector}")
 
 
-def repeatedly(step: Callable[[], None]) -> None:
-    """Do a step by keyboard again where it had no effect: what is drawn anew in its middle swallows the key."""
-    from playwright.sync_api import TimeoutError as TooLate
-
-    for _ in range(4):
-        try:
-            return step()
-        except (TooLate, AssertionError):
-            continue
-    return step()
-
-
 def go_to_tab(tab, name: str) -> None:
     """Open a tab of the page by keyboard."""
     tab_to(tab, "button[role=tab]", "Shift+Tab")
@@ -535,14 +520,12 @@ def test_a_prompt_is_tried_explained_compared_and_judged_by_keyboard(tab, served
 
     tab_to(tab, "#examples button")
     tab.keyboard.press("Enter")
-    tab.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=EXAMPLES[0])
+    expect(tab.locator("#prompt textarea")).to_have_value(EXAMPLES[0])
     tab_to(tab, "#code button")
     tab.keyboard.press("Enter")
     tab_to(tab, "#code button[role=tab]:not(.selected)")
     tab.keyboard.press("Enter")
-    tab.wait_for_function(
-        "[...document.querySelectorAll('#code textarea')].some(a => a.offsetParent && a.value.includes('Client('))"
-    )
+    expect(tab.locator("#code textarea:visible")).to_have_value(re.compile(r"Client\("))
 
 
 def test_threshold_prices_and_model_by_keyboard(tab):
@@ -557,18 +540,12 @@ def test_threshold_prices_and_model_by_keyboard(tab):
     wait_for_text(tab, "#decision", "threshold 25.1%")
     tab.keyboard.press("End")
     wait_for_text(tab, "#decision", "threshold 100.0%")
-
-    def choose_preset() -> None:
-        tab_to(tab, "#prompt textarea", "Shift+Tab")
-        tab_to(tab, "#presets input")
-        tab.keyboard.press("ArrowDown")
-        tab.wait_for_selector("[role=option].active", timeout=5000)
-        chosen = tab.evaluate("document.querySelector('[role=option].active').innerText")
-        tab.keyboard.press("Enter")
-        is_chosen = "text => text.includes(document.querySelector('#presets input').value)"
-        tab.wait_for_function(is_chosen, arg=chosen, timeout=5000)
-
-    repeatedly(choose_preset)
+    tab_to(tab, "#presets input")
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type("at most 10%")
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#presets input")).to_have_value("at most 10% superior (95.0%)")
+    wait_for_text(tab, "#decision", "threshold 95.0%")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.innerText").startswith("Prices")
     tab.keyboard.press("Enter")
@@ -585,15 +562,11 @@ def test_threshold_prices_and_model_by_keyboard(tab):
 
 def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
     (tmp_path / "a.csv").write_text(f"id;frage\n1;{HARD_PROMPT}\n2;{EASY_PROMPT}\n")
-    go_to_tab(tab, "A file")
-
-    def choose_file() -> None:  # the field is there before it answers to keys
+    with tab.expect_file_chooser() as chooser:  # early: Playwright takes a moment until it catches one
+        go_to_tab(tab, "A file")
         tab_to(tab, "#file button")
-        with tab.expect_file_chooser(timeout=3000) as chooser:
-            tab.keyboard.press("Enter")
-        chooser.value.set_files(tmp_path / "a.csv")
-
-    repeatedly(choose_file)
+        tab.keyboard.press("Enter")
+    chooser.value.set_files(tmp_path / "a.csv")
     wait_for_text(tab, "#status", "Which column holds the prompts?")
     tab_to(tab, "#column input")
     tab.keyboard.type("frage")
@@ -615,17 +588,12 @@ def test_a_tried_prompt_comes_back_by_keyboard(tab):
         explain(tab)
     tab.wait_for_function("JSON.parse(localStorage['router-page-history']).length === 2")
     go_to_tab(tab, "History")
-
-    def reach_the_older_one() -> None:
-        tab_to(tab, "#history [role=gridcell]")
-        tab.keyboard.press("ArrowDown")
-        focused = "text => document.activeElement.innerText.includes(text)"
-        tab.wait_for_function(focused, arg=EASY_PROMPT, timeout=3000)
-
-    repeatedly(reach_the_older_one)
+    tab_to(tab, "#history [role=gridcell]")
+    tab.keyboard.press("ArrowDown")
+    expect(tab.locator("#history :focus")).to_contain_text(EASY_PROMPT, use_inner_text=True)
     tab.keyboard.press("Enter")
-    tab.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=EASY_PROMPT)
-    tab.wait_for_function("document.activeElement.matches('#prompt textarea')")
+    expect(tab.locator("#prompt textarea")).to_have_value(EASY_PROMPT)
+    expect(tab.locator("#prompt textarea")).to_be_focused()
     go_to_tab(tab, "History")
     tab_to(tab, "#export")
     with tab.expect_download() as download:
@@ -654,15 +622,14 @@ def test_both_models_are_asked_and_judged_by_keyboard(served_with_both, chromium
 def test_text_from_right_to_left(tab):
     ask(tab, ARABIC)
     explain(tab)
-    assert tab.evaluate("getComputedStyle(document.querySelector('#prompt textarea')).direction") == "rtl"
-    tab.wait_for_selector("#words .textfield")
-    assert tab.evaluate("getComputedStyle(document.querySelector('#words .textfield')).unicodeBidi") == "plaintext"
+    expect(tab.locator("#prompt textarea")).to_have_css("direction", "rtl")
+    expect(tab.locator("#words .textfield")).to_have_css("unicode-bidi", "plaintext")
     assert tab.locator("#pushes bdi, #near bdi").count() > 0
     long = ARABIC * 500  # whose direction the page finds itself
     tab.fill("#prompt textarea", long)
-    assert tab.evaluate("document.querySelector('#prompt textarea').dir") == "rtl"
+    expect(tab.locator("#prompt textarea")).to_have_attribute("dir", "rtl")
     tab.fill("#prompt textarea", EASY_PROMPT * 1000 + ARABIC)
-    assert tab.evaluate("document.querySelector('#prompt textarea').dir") == "ltr"
+    expect(tab.locator("#prompt textarea")).to_have_attribute("dir", "ltr")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
