@@ -51,6 +51,11 @@ def test_what_refuses_no_parameter(status, body):
     assert read_error(status, json.dumps(body)).refused_parameter(BODY) is None
 
 
+def test_which_statuses_may_pass():
+    passing = {status for status in range(400, 600) if read_error(status, "").is_passing}
+    assert passing == {408, 409, 425, 429, *range(500, 600)}
+
+
 def test_the_name_of_one_letter_is_found_where_it_is_quoted_or_introduced():
     for message in ("unknown field: n", "Unsupported parameter 'n'", "`n` must be 1", "parameter n is not supported"):
         assert read_error(400, json.dumps({"error": {"message": message}})).refused_parameter(BODY) == "n"
