@@ -4,7 +4,7 @@ Reads   a checkpoint's folder; outcomes (prompt, weak_score, strong_score), each
         also their mixture
 Writes  --results, a row of JSONL for each set, way, number of outcomes and draw, as soon as it is measured; what is
         there already is not measured again, so that parts may run apart, and `cat` merges their files
-        with --docs the figures with their intervals, a table and a plot in docs/
+        with --docs tables with intervals and a plot in docs/
 
 A draw is a random part of a set; the rest judges, without near duplicates of what was drawn. APGR is measured on it
 once as it is and on resamples, so that every mean over draws has an interval over draws and prompts, and every
@@ -81,7 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="rows of what was measured (default: %(default)s)")
     add("--keep", type=Path, default=KEPT, metavar="DIR",
         help="where embeddings and the router's scores are kept (default: %(default)s)")
-    add("--docs", action="store_true", help="write docs/few_outcomes.json, its table and its plot")
+    add("--docs", action="store_true", help="write the tables and the plot in docs/")
     # fmt: on
     add_router_flags(parser)
     args = parser.parse_args(argv)

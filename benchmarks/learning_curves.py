@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.outcome_learners import NAMES
 from finetuning_model.evaluation.markdown import show, table
 from finetuning_model.evaluation.metrics import Estimate, as_json, with_interval
-from router_data import InputError, write_json, write_text_atomically
+from router_data import InputError, write_text_atomically
 
 ROUTER = "router"
 MIXTURE = "mixture"
@@ -64,23 +64,27 @@ def curves_table(curves: Curves) -> str:
     """A row for each number of outcomes, a column for each way; ▲ and ▼ where it differs from the router."""
     sizes = sorted({size for curve in curves.values() for size in curve})
     ways = [way for way in NAMES if way in curves]
-    rows = [[str(size), *(cell(curves[way].get(size)) for way in ways)] for size in sizes]
+    most = max(figures["draws"] for curve in curves.values() for figures in curve.values())
+    rows = [[str(size), *(cell(curves[way].get(size), most) for way in ways)] for size in sizes]
     return table(["outcomes", *(NAMES[way] for way in ways)], rows)
 
 
-def cell(figures: dict | None) -> str:
-    """APGR with its interval, and whether it differs from the router's; a dash where nothing was measured."""
+def cell(figures: dict | None, most_draws: int) -> str:
+    """APGR with its interval, whether it differs from the router's, and the number of draws where others have more.
+
+    A dash where nothing was measured.
+    """
     if not figures:
         return "–"
     refused = f" ({figures['refused']} refused)" if figures["refused"] else ""
     difference = figures.get("over_router")
     mark = " ▲" if difference and difference.low > 0 else " ▼" if difference and difference.high < 0 else ""
-    return show(as_json(figures.get("apgr"))) + mark + refused
+    draws = f" ({figures['draws']} of {most_draws} draws)" if 0 < figures["draws"] < most_draws else ""
+    return show(as_json(figures.get("apgr"))) + mark + draws + refused
 
 
 def write(found: dict[str, Curves], folder: Path, router: str) -> None:
-    """The figures, the tables and the plot, in docs/; the mixture's table in results.md too, between its marks."""
-    write_json(folder / "few_outcomes.json", as_json({"router": router, "sets": found}))
+    """The tables and the plot, in docs/; the mixture's table in results.md too, between its marks."""
     parts = [INTRODUCTION.format(router=router)]
     parts += [f"## {name}\n\n{curves_table(curves)}" for name, curves in ordered(found)]
     write_text_atomically(folder / "few_outcomes.md", "\n\n".join(parts) + "\n")
@@ -89,7 +93,7 @@ def write(found: dict[str, Curves], folder: Path, router: str) -> None:
         results = (folder / "results.md").read_text(encoding="utf-8")
         section = f"{curves_table(found[MIXTURE])}\n\n{PLOT} [All kinds](few_outcomes.md).\n"
         write_text_atomically(folder / "results.md", SECTION.sub(lambda _: section, results))
-    print(f"wrote few_outcomes.json, few_outcomes.md, results.md and images/few_outcomes.png in {folder}")
+    print(f"wrote few_outcomes.md, results.md and images/few_outcomes.png in {folder}")
 
 
 INTRODUCTION = f"""\
