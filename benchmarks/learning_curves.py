@@ -65,7 +65,7 @@ def curves_table(curves: Curves) -> str:
     sizes = sorted({size for curve in curves.values() for size in curve})
     ways = [way for way in NAMES if way in curves]
     most = max(figures["draws"] for curve in curves.values() for figures in curve.values())
-    rows = [[str(size), *(cell(curves[way].get(size), most) for way in ways)] for size in sizes]
+    rows = [[str(size), *(cell(curves[way].get(size), most if size else 0) for way in ways)] for size in sizes]
     return table(["outcomes", *(NAMES[way] for way in ways)], rows)
 
 
