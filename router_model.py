@@ -48,6 +48,7 @@ VERDICT_FILE = "verdict.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 VALIDATION_FILE = "validation_predictions.jsonl"
 CARD_FILE = "README.md"
+REQUEST_FINDER_FILE = "request_finder.onnx"
 
 CHARACTERS_PER_TOKEN = 12  # more than real text has, so text cut at this length never loses a token that is scored
 MAX_TOKENIZER_CHARACTERS = 64_000_000  # that a tokenizer may make of one prompt; each takes some 20 bytes
@@ -59,6 +60,7 @@ MAX_LETTERS = 2000  # characters whose script is looked at
 WORD = re.compile(r"[^\W\d_]{3,}")
 MIN_READABLE_WORDS = 3  # fewer are no request, so a text in an unread script stays whole
 MIN_READABLE_SHARE = 0.1  # of the letters
+MIN_FRAMED_TOKENS = 64  # shorter texts are not looked into for a frame, which costs as much as their score
 BATCH_TOKENS = 4096  # padded tokens in one forward pass of many prompts
 MAX_CORES = 8  # for one prompt; further cores would mostly wait for one another
 SPIN_SECONDS = 0.0002  # how long the other cores' threads wait for the next operator before they sleep
@@ -109,6 +111,9 @@ class RouterSettings(BaseModel):
     base_model: str | None = Field(default=None, description="what was fine-tuned")
     continued_from: str | None = Field(default=None, description="the router whose weights training went on from")
     max_length: int = Field(default=512, ge=8, description="tokens scored at most, special tokens included")
+    finder_length: int | None = Field(
+        default=None, ge=8, description="tokens read to find a request in its frame (default: max_length)"
+    )
     long_prompt_policy: Literal["head_tail"] = Field(
         default="head_tail", description="of a longer prompt the first and the last half of max_length are scored"
     )
@@ -221,6 +226,7 @@ class Encoded:
     """A prompt as the model sees it."""
 
     ids: list[int]
+    text_ids: list[int] | None  # of a text or a conversation of one turn: as many as finding a request takes
     truncated: bool
     characters_received: int
     unfamiliar: bool
@@ -239,6 +245,7 @@ class Decision:
         characters_received: length of the prompt, of all user turns together.
         unfamiliar: whether the encoder cannot read the prompt (its script, or most of its tokens), so that its score
             says little; router.json says where such a prompt goes.
+        framed: whether a part of the prompt was taken for the request, and scored alone.
     """
 
     router_label: str
@@ -248,6 +255,7 @@ class Decision:
     tokens_scored: int
     characters_received: int
     unfamiliar: bool = False
+    framed: bool = False
 
 
 def newest_checkpoint(models_dir: str | Path = MODELS_DIR) -> Path:
@@ -322,15 +330,21 @@ class PromptEncoder:
         tokenizer: a `tokenizers.Tokenizer`.
         max_length: tokens at most.
         scripts: the scripts it reads (default: told by its vocabulary).
+        finder_length: tokens at most of a text in which a request is looked for (default: max_length).
     """
 
     def __init__(
-        self, tokenizer: "tokenizers.Tokenizer", max_length: int, scripts: Sequence[str] | None = None
+        self,
+        tokenizer: "tokenizers.Tokenizer",
+        max_length: int,
+        scripts: Sequence[str] | None = None,
+        finder_length: int | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.finder_length = finder_length or max_length
         self._scripts = scripts
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unknown_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
@@ -353,13 +367,17 @@ class PromptEncoder:
         """What an explanation needs of a prompt.
 
         Returns:
-            The text that was tokenised; the ids that are scored; and for each id the characters of that text it
-            stands for, start and end (equal for special tokens).
+            The text that was tokenised; its ids, as many as finding a request takes; and for each id the characters of
+            that text it stands for, start and end (equal for special tokens).
         """
         text = self._readable(request_text(prompt))
         with _tokenizer_faults():
             encoding = self.tokenizer.encode(text)
-        return text, _head_and_tail(encoding.ids, self.max_length), _head_and_tail(encoding.offsets, self.max_length)
+        return (
+            text,
+            _head_and_tail(encoding.ids, self.finder_length),
+            _head_and_tail(encoding.offsets, self.finder_length),
+        )
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         with _tokenizer_faults():
@@ -372,9 +390,31 @@ class PromptEncoder:
         was_clipped = max(map(len, pair)) > 2 * CHARACTERS_PER_TOKEN * self.max_length
         truncated = was_clipped or len(before) + len(last) > self.max_length
         room = max(0, self.max_length - len(last))
+        text_ids = None if pair[0] else _head_and_tail(last, self.finder_length)
         last = _head_and_tail(last, self.max_length)
         ids = last[: self._prefix] + _head_and_tail(before, room) + last[self._prefix :]
-        return Encoded(ids, truncated, sum(map(len, pair)), self._is_unfamiliar(pair, ids))
+        return Encoded(ids, text_ids, truncated, sum(map(len, pair)), self._is_unfamiliar(pair, ids))
+
+    def span_of_request(self, log_odds: np.ndarray) -> slice:
+        """Where a request begins and ends in the token ids of a text.
+
+        It is the run of tokens with the highest sum of log-odds; the whole text where none has more than 0.
+
+        Args:
+            log_odds: that each token is of the request, not of a frame around it, special tokens included.
+        """
+        end = len(log_odds) - self._suffix
+        sums = np.concatenate([[0.0], np.cumsum(log_odds[self._prefix : end], dtype=np.float64)])
+        if len(sums) == 1 or log_odds[self._prefix : end].max() <= 0:
+            return slice(self._prefix, end)
+        last = int(np.argmax(sums[1:] - np.minimum.accumulate(sums)[:-1])) + 1
+        first = int(np.argmin(sums[:last]))
+        return slice(self._prefix + first, self._prefix + last)
+
+    def alone(self, tokens: list, request: slice) -> list:
+        """The ids that are scored of a request in its frame; or of whatever else there is one of a token."""
+        alone = tokens[: self._prefix] + tokens[request] + tokens[len(tokens) - self._suffix :]
+        return _head_and_tail(alone, self.max_length)
 
     @cached_property
     def scripts(self) -> frozenset[str]:
@@ -466,12 +506,16 @@ def _head_and_tail(items: list, size: int) -> list:
 class Router:
     """A loaded checkpoint. Safe to use from several threads at once.
 
+    With a request finder, a request that an application put into a frame (instructions, sources, forms, an e-mail)
+    is found first, and scored alone.
+
     Attributes:
         model_save_dir: the checkpoint's folder; None for a model that is not saved yet.
         settings: its `router.json`.
         encoder: turns prompts into token ids.
         model: turns token ids into logits.
         backend: "onnx" or "torch".
+        request_finder: turns token ids into log-odds that a token is of the request; None: texts are scored whole.
     """
 
     def __init__(
@@ -481,12 +525,14 @@ class Router:
         model: ForwardPass,
         backend: Backend,
         model_save_dir: Path | None = None,
+        request_finder: "OnnxModel | None" = None,
     ) -> None:
         self.settings = settings
         self.encoder = encoder
         self.model = model
         self.backend = backend
         self.model_save_dir = model_save_dir
+        self.request_finder = request_finder
         self.score(["warm up"])  # the first pass is several times slower
 
     @classmethod
@@ -512,7 +558,7 @@ class Router:
                 stacklevel=2,
             )
         tokenizer = load_tokenizer(folder, hf_model_name, settings.max_length)
-        encoder = PromptEncoder(tokenizer, settings.max_length, settings.scripts)
+        encoder = PromptEncoder(tokenizer, settings.max_length, settings.scripts, settings.finder_length)
         if backend is None:
             backend = _backend_for(folder, settings)
         elif backend == "onnx" and (fault := onnx_fault(folder, settings)):
@@ -523,7 +569,8 @@ class Router:
                 model = OnnxModel(folder / str(settings.onnx_file))
             else:
                 model = TorchModel(_load_torch_model(folder), config.get("pad_token_id") or 0)
-            return cls(settings, encoder, model, backend, folder)
+            finder = folder / REQUEST_FINDER_FILE
+            return cls(settings, encoder, model, backend, folder, OnnxModel(finder) if finder.exists() else None)
         except InputError:
             raise
         except Exception as error:  # of either library, where the files don't fit one another
@@ -531,23 +578,29 @@ class Router:
             raise InputError(f"{folder} can't score a prompt ({reason}); copy the checkpoint again") from error
 
     @classmethod
-    def from_model(cls, model: Any, tokenizer: Any, settings: RouterSettings) -> "Router":
+    def from_model(
+        cls, model: Any, tokenizer: Any, settings: RouterSettings, request_finder: "OnnxModel | None" = None
+    ) -> "Router":
         """A router of a model in memory, scored by PyTorch in fp32: what training and evaluation measure.
 
         Args:
             model: a sequence classifier of transformers with two labels; it is put into evaluation mode.
             tokenizer: its tokenizer, of transformers.
             settings: maximum length, temperature and threshold.
+            request_finder: as the attribute.
         """
-        encoder = PromptEncoder(tokenizer.backend_tokenizer, settings.max_length, settings.scripts)
-        return cls(settings, encoder, TorchModel(model, tokenizer.pad_token_id or 0), "torch")
+        encoder = PromptEncoder(
+            tokenizer.backend_tokenizer, settings.max_length, settings.scripts, settings.finder_length
+        )
+        forward = TorchModel(model, tokenizer.pad_token_id or 0)
+        return cls(settings, encoder, forward, "torch", request_finder=request_finder)
 
     def score(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Calibrated probability that the superior model is needed, float64, shape (len(prompts),).
 
         A prompt is a text or a conversation: a list of messages with role and content. A single text counts as one.
         """
-        return self.score_ids([row.ids for row in self.encoder.encode(prompts)])
+        return self.score_ids(self._requests(self.encoder.encode(prompts)))
 
     def decide(self, prompts: Sequence[Prompt], threshold: float | None = None) -> list[Decision]:
         """Route each prompt: to the superior model where its score reaches the threshold (default: its own).
@@ -556,18 +609,20 @@ class Router:
         """
         threshold = self.settings.threshold if threshold is None else threshold
         encoded = self.encoder.encode(prompts)
-        scores = self.score_ids([row.ids for row in encoded])
+        requests = self._requests(encoded)
+        scores = self.score_ids(requests)
         return [
             Decision(
                 router_label=self.route(score, threshold, row.unfamiliar),
                 router_score=float(score),
                 threshold=threshold,
                 truncated=row.truncated,
-                tokens_scored=len(row.ids),
+                tokens_scored=len(request),
                 characters_received=row.characters_received,
                 unfamiliar=row.unfamiliar,
+                framed=request != row.ids,
             )
-            for score, row in zip(scores, encoded, strict=True)
+            for score, row, request in zip(scores, encoded, requests, strict=True)
         ]
 
     def route(self, score: float, threshold: float, unfamiliar: bool) -> str:
@@ -578,10 +633,28 @@ class Router:
 
     def logits(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """The model's logits before calibration, float32, shape (len(prompts), 2)."""
-        return self.model.logits([row.ids for row in self.encoder.encode(prompts)])
+        return self.model.logits(self._requests(self.encoder.encode(prompts)))
+
+    def find_requests(self, rows: list[list[int]]) -> list[slice]:
+        """Where in token ids, special ones included, the request stands; all but the special ones without a finder."""
+        found = [np.ones(len(row)) for row in rows]
+        if self.request_finder:
+            long = [i for i, row in enumerate(rows) if len(row) >= MIN_FRAMED_TOKENS]
+            for i, log_odds in zip(long, self.request_finder.outputs([rows[i] for i in long]), strict=True):
+                found[i] = log_odds[0, :, 0]
+        return [self.encoder.span_of_request(log_odds) for log_odds in found]
+
+    def _requests(self, encoded: Sequence[Encoded]) -> list[list[int]]:
+        """The token ids that are scored; of a conversation every turn counts."""
+        requests = [row.ids for row in encoded]
+        if self.request_finder:
+            texts = {i: row.text_ids for i, row in enumerate(encoded) if row.text_ids}
+            for (i, ids), request in zip(texts.items(), self.find_requests(list(texts.values())), strict=True):
+                requests[i] = self.encoder.alone(ids, request)
+        return requests
 
     def score_ids(self, rows: list[list[int]]) -> np.ndarray:
-        """`score` of prompts that are token ids already, special tokens included; shape (len(rows),).
+        """The scores of prompts that are token ids already, special tokens included, as they are; shape (len(rows),).
 
         Rows that are the same are scored once.
         """
@@ -859,17 +932,21 @@ class OnnxModel:
 
     def logits(self, rows: list[list[int]]) -> np.ndarray:
         """As `ForwardPass.logits`."""
+        return np.concatenate(self.outputs(rows))
+
+    def outputs(self, rows: list[list[int]]) -> list[np.ndarray]:
+        """What the file makes of each row of token ids, the batch of one included."""
         with self._lock:
             self._running += 1
             alone = self._running == 1
         try:
             if len(rows) == 1:
-                return self._run(self._all_cores if alone else self._one_core, rows[0])
+                return [self._run(self._all_cores if alone else self._one_core, rows[0])]
             if self._cores == 1:
-                return np.concatenate([self._run(self._one_core, row) for row in rows])
+                return [self._run(self._one_core, row) for row in rows]
             with self._lock:
                 pool = self._pool
-            return np.concatenate(list(pool.map(lambda row: self._run(self._one_core, row), rows)))
+            return list(pool.map(lambda row: self._run(self._one_core, row), rows))
         finally:
             with self._lock:
                 self._running -= 1

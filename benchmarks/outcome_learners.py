@@ -140,7 +140,7 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
     from finetuning_model import finetune_bert
     from finetuning_model.encoders import load_tokenizer
     from finetuning_model.training import Recipe
-    from router_model import Router, RouterSettings
+    from router_model import Router
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "outcomes.jsonl")
@@ -148,11 +148,13 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
         argv = ["--train_files", str(path), "--questions_file", str(Path(folder, "none")), "--output_dir", folder]
         stage_3 = finetune_bert.parse_args([*argv, *flags, *shlex.split(args.training_flags)])
         _, data = finetune_bert.read_inputs(stage_3)
-        finetune_bert.start_process()
+        process = finetune_bert.start_process()
         recipe = Recipe.resolve(stage_3, len(data.train.rows))
         tokenizer = load_tokenizer(recipe.start)
-        run = finetune_bert.train_one_seed(recipe, tokenizer, data, stage_3.seed, Path(folder))
-        router = Router.from_model(run.model, tokenizer, RouterSettings(max_length=recipe.max_length))
+        finder = finetune_bert.request_finder(recipe, tokenizer, data, Path(folder), process)
+        run = finetune_bert.train_one_seed(recipe, tokenizer, data, stage_3.seed, Path(folder), finder)
+        settings = finetune_bert.calibrated_settings(recipe, run, None)
+        router = Router.from_model(run.model, tokenizer, settings, finder)
         logits = router.logits(judged.prompts)
         return logits[:, 1] - logits[:, 0]
 

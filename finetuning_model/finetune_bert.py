@@ -2,8 +2,9 @@
 
 Reads   labelled prompts: final-datasets/router_dataset_labelled-*.jsonl, or --train_files
         the labelled MT-Bench questions: final-datasets/mt_bench_questions_labelled.jsonl (for judging only)
-Writes  models/<base>-router-finetuning-<timestamp>-save/: weights, tokenizer, router.json, the int8 ONNX file, and the
-        evidence: metrics.json, run.json, tradeoff.json, predictions, plots and a model card (README.md)
+Writes  models/<base>-router-finetuning-<timestamp>-save/: weights, tokenizer, router.json, the int8 ONNX files of the
+        router and of what finds a request in an application's frame, and the evidence: metrics.json, run.json,
+        tradeoff.json, predictions, plots and a model card (README.md)
 
 With --hf_model_name models/<a router>-save training goes on from that router's weights instead of a fresh head: what
 few outcomes of your own are for. Rows that the router was trained on are never judged on.
@@ -38,9 +39,11 @@ from router_data import (
     run_script,
     timestamp,
 )
-from router_model import Router, RouterSettings
+from router_model import REQUEST_FINDER_FILE, OnnxModel, Router, RouterSettings
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from finetuning_model.training import Recipe, TrainedModel
 
 UNFINISHED = ".unfinished"
@@ -69,6 +72,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="frames to train on, in the form that finetuning_model/frames.py describes (default: the packaged ones)")
     add("--frame_share", type=float, default=FRAME_SHARE,
         help="share of the training prompts that stand in a frame, 0..1 (default: %(default)s)")
+    add("--find_requests", action="store_true",
+        help="train a second model too, which finds the request in its frame, to be scored alone: fewer decisions "
+        "change in frames, but long texts take twice the time (a router that training goes on from keeps its own)")
     add("--judging_frames", type=Path, default=JUDGING_FRAMES, metavar="FILE",
         help="frames to judge on; none of them may be trained on (default: the packaged ones)")
     add = parser.add_argument_group("training").add_argument
@@ -123,6 +129,8 @@ def check(args: argparse.Namespace) -> None:
             f"no unfinished run at {args.resume_from_checkpoint}; name its {UNFINISHED} folder with "
             "--resume_from_checkpoint"
         )
+    if args.find_requests and not args.frame_share:
+        raise InputError("--find_requests learns from frames; give a --frame_share above 0")
     if args.frame_share:
         Frames.read(args.frames)
     Frames.read(args.judging_frames)
@@ -151,11 +159,12 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
             print(f"going on from {parent.folder}, a router made from {recipe.base_name}")
         print(f"if interrupted, add: --resume_from_checkpoint {folder}", flush=True)
 
-    # 2. Training, once a seed; the seed with the lowest validation loss is kept
+    # 2. What finds the request in a frame; then training, once a seed, of which that with the lowest loss is kept
     tokenizer = load_tokenizer(recipe.start)
     rehearse(recipe.start, load_classifier(recipe), tokenizer, recipe.max_length)
+    finder = request_finder(recipe, tokenizer, data, folder, process)
     embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
-    runs = [train_one_seed(recipe, tokenizer, data, seed, folder) for seed in recipe.seeds]
+    runs = [train_one_seed(recipe, tokenizer, data, seed, folder, finder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
     best = min(runs, key=lambda run: run.log["validation_loss"])
@@ -219,7 +228,39 @@ def run_folder(args: argparse.Namespace, recipe: "Recipe") -> Path:
     return broadcast_object_list([folder])[0]
 
 
-def train_one_seed(recipe: "Recipe", tokenizer, data: TrainingData, seed: int, folder: Path) -> "TrainedModel":
+def request_finder(
+    recipe: "Recipe", tokenizer, data: TrainingData, folder: Path, process: "PartialState"
+) -> OnnxModel | None:
+    """What finds requests in frames: the parent router's, an interrupted run's, or a new one; None without any.
+
+    A router without one is served, too: it reads texts whole. So no fault of an exporter ends the run.
+    """
+    from finetuning_model.request_finder import export_request_finder, train_request_finder
+
+    path = folder / REQUEST_FINDER_FILE
+    if process.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    process.wait_for_everyone()
+    if recipe.continued_from:
+        known = Path(recipe.continued_from) / REQUEST_FINDER_FILE
+        if process.is_main_process and known.exists():
+            shutil.copy(known, path)
+    elif recipe.find_requests and not path.exists():
+        if process.is_main_process:
+            print("training what finds a request in its frame ...", flush=True)
+        model = train_request_finder(recipe, tokenizer, data.train, folder)
+        try:
+            if process.is_main_process:
+                export_request_finder(model, recipe, tokenizer, data.train, folder)
+        except Exception as error:  # exporters fail in many ways
+            print(f"no request finder: {type(error).__name__}: {error}", flush=True)
+    process.wait_for_everyone()
+    return OnnxModel(path) if path.exists() else None
+
+
+def train_one_seed(
+    recipe: "Recipe", tokenizer, data: TrainingData, seed: int, folder: Path, finder: OnnxModel | None
+) -> "TrainedModel":
     """Fine-tune, then fit temperature and bias on the validation part, framed as training saw it.
 
     The bias goes into the head; the log gets both, and the loss of the calibrated scores.
@@ -231,7 +272,8 @@ def train_one_seed(recipe: "Recipe", tokenizer, data: TrainingData, seed: int, f
 
     transformers.set_seed(seed)
     run = fine_tune(recipe, tokenizer, data.train, data.validation, seed, folder)
-    router = Router.from_model(run.model, tokenizer, RouterSettings(max_length=recipe.max_length))
+    settings = RouterSettings(max_length=recipe.max_length, finder_length=recipe.finder_length)
+    router = Router.from_model(run.model, tokenizer, settings, finder)
     logits = router.logits(recipe.frame(data.validation.prompts))
     margin, labels = logits[:, 1] - logits[:, 0], data.validation.labels
     temperature, bias = fit_temperature(margin, labels, data.base_rate)
@@ -248,6 +290,7 @@ def calibrated_settings(recipe: "Recipe", run: "TrainedModel", parent: ParentRou
         base_model=recipe.base_name,
         continued_from=recipe.continued_from,
         max_length=recipe.max_length,
+        finder_length=recipe.finder_length,
         temperature=run.log["temperature"],
     )
     if parent:

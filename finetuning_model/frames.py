@@ -17,6 +17,7 @@ from string import Template
 from router_data import InputError
 
 TRAINING_FRAMES = Path(__file__).with_name("training_frames.txt")
+MORE_FRAMES = Path(__file__).with_name("more_frames.txt")  # for finding requests; with parts of TRAINING_FRAMES
 JUDGING_FRAMES = Path(__file__).parent / "probes" / "judging_frames.txt"
 
 SEPARATOR = re.compile(r"^====[ \t]*$\n?", re.MULTILINE)
@@ -27,20 +28,25 @@ REQUEST = ("prompt", "prompt_json")
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames and the parts they are put together from."""
+    """Frames and the parts they are put together from.
+
+    Attributes:
+        evenness: characters; frames much shorter than this are drawn about equally often, longer ones more rarely.
+    """
 
     frames: list[str]
     parts: dict[str, list[str]] = field(default_factory=dict)
+    evenness: int = 80
 
     @classmethod
-    def read(cls, path: str | Path) -> "Frames":
-        """The frames of a file.
+    def read(cls, path: str | Path, *more: str | Path) -> "Frames":
+        """The frames of a file, and of more, which may name parts of one another.
 
         Raises:
             InputError: the file can't be read, holds no frame, or a frame names a part that is not there.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            text = "\n====\n".join(Path(each).read_text(encoding="utf-8-sig") for each in (path, *more))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the frames in {path}: {error}") from error
         frames: list[str] = []
@@ -66,7 +72,7 @@ class Frames:
     def weights(self) -> list[float]:
         """How often each frame is drawn: short ones more often, since a long one costs as much as several."""
         draw = random.Random(0)
-        return [1 / (80 + len(self.wrap(frame, "", draw))) for frame in self.frames]
+        return [1 / (self.evenness + len(self.wrap(frame, "", draw))) for frame in self.frames]
 
     def wrap_share(self, prompts: Sequence[str], share: float, seed: object) -> list[str]:
         """The prompts, a share of them (0..1) in frames drawn at random; the same for the same seed."""

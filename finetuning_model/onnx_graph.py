@@ -14,6 +14,8 @@ from onnx import numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from transformers import AutoModelForSequenceClassification
 
+from router_data import LABELS
+
 SMOOTHING = 0.6  # share of the channels' unevenness that moves from the inputs to the weights
 GELU_MINIMUM = -0.17  # no value of this activation is lower (-0.16998)
 OPSET = 17
@@ -51,7 +53,8 @@ def load_eager(folder: Path):
 
 
 def export(model, path: Path) -> None:
-    """Write a sequence classifier as ONNX: input_ids (batch, tokens) -> logits (batch, 2)."""
+    """Write a classifier as ONNX: input_ids (batch, tokens) -> logits, (batch, 2), or (batch, tokens, 1) of tokens."""
+    logits_axes = {0: "batch"} if model.config.num_labels == len(LABELS) else {0: "batch", 1: "tokens"}
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
@@ -67,7 +70,7 @@ def export(model, path: Path) -> None:
         str(path),
         input_names=["input_ids"],
         output_names=["logits"],
-        dynamic_axes={"input_ids": {0: "batch", 1: "tokens"}, "logits": {0: "batch"}},
+        dynamic_axes={"input_ids": {0: "batch", 1: "tokens"}, "logits": logits_axes},
         opset_version=OPSET,
         dynamo=False,  # the newer exporter adds a mask of zeros to every layer, which costs a seventh at 512 tokens
     )

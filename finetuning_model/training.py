@@ -59,8 +59,10 @@ class Recipe:
         freeze_layers: the embeddings and this many of the lowest layers are not trained.
         frame_share: share of the training prompts that stand in a frame, drawn anew each epoch.
         frames_file: where the frames come from; None without any.
+        find_requests: whether a second model learns to find the request in its frame.
         per_device_train_batch_size: rows a step and process.
         max_length: tokens read of a prompt.
+        finder_length: tokens read of a text to find the request in it.
         early_stopping_patience: evaluations without a better validation loss; 0 keeps the last weights, not the best.
         bf16: whether training multiplies in bfloat16; fp16: in float16, on GPUs without bfloat16.
     """
@@ -77,8 +79,10 @@ class Recipe:
     freeze_layers: int
     frame_share: float
     frames_file: str | None
+    find_requests: bool
     per_device_train_batch_size: int
     max_length: int
+    finder_length: int
     early_stopping_patience: int
     bf16: bool
     fp16: bool
@@ -118,8 +122,10 @@ class Recipe:
             freeze_layers=freeze_layers,
             frame_share=args.frame_share,
             frames_file=str(args.frames) if args.frame_share else None,
+            find_requests=args.find_requests,
             per_device_train_batch_size=args.per_device_train_batch_size,
             max_length=min(max_length, readable_tokens(config, max_length)),
+            finder_length=min(2 * max_length, readable_tokens(config, max_length)),
             early_stopping_patience=given("early_stopping_patience", default.early_stopping_patience),
             bf16=cpu_gains_from_bf16() if ON_CPU else gpu_bf16,
             fp16=not ON_CPU and not gpu_bf16,

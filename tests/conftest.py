@@ -172,6 +172,26 @@ def exported_checkpoint(trained_checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+class ZorpsAreFrames:
+    """A request finder that takes every zorp for a frame's."""
+
+    def __init__(self, tokenizer) -> None:
+        self.zorp = tokenizer.token_to_id("zorp")
+
+    def outputs(self, rows):
+        return [np.where(np.array(row) == self.zorp, -2.0, 1.0)[None, :, None] for row in rows]
+
+
+@pytest.fixture
+def finding_router(router, monkeypatch):
+    """A router with a request finder, which looks into short texts too."""
+    import router_model
+
+    monkeypatch.setattr(router_model, "MIN_FRAMED_TOKENS", 6)
+    finder = ZorpsAreFrames(router.encoder.tokenizer)
+    return router_model.Router(router.settings, router.encoder, router.model, "onnx", router.model_save_dir, finder)
+
+
 @pytest.fixture(scope="module")  # while it lives an event loop runs in this thread, which other modules want
 def chromium():
     """A headless Chromium."""

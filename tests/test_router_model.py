@@ -131,6 +131,33 @@ def test_prompts_that_are_the_same_are_scored_once(router, monkeypatch):
     assert scores[:2].tolist() == [router.score([prompt])[0] for prompt in PROMPTS[:2]]
 
 
+@pytest.mark.parametrize(
+    ("framed", "request_alone"),
+    [
+        ("zorp zorp please open the door", "please open the door"),
+        ("please open the door zorp", "please open the door"),
+        ("zorp please open the door with zorp bread zorp zorp", "please open the door with"),
+        ("please open the door with the apple", "please open the door with the apple"),
+        ("zorp bread zorp zorp zorp please open the door", "please open the door"),  # the longer of two
+        ("zorp zorp zorp zorp zorp", "zorp zorp zorp zorp zorp"),  # nothing but frame
+        ("zorp door", "zorp door"),  # too short for a frame
+        ("", ""),
+    ],
+)
+def test_a_request_is_scored_without_its_frame(router, finding_router, framed, request_alone):
+    assert finding_router.score([framed]).tolist() == router.score([request_alone]).tolist()
+    (decision,) = finding_router.decide(framed)
+    assert decision.router_score == router.score([request_alone])[0]
+    assert decision.framed == (framed != request_alone)
+    assert decision.tokens_scored == len(router.encoder.encode([request_alone])[0].ids)
+
+
+def test_in_a_conversation_every_turn_counts(router, finding_router):
+    turns = [{"role": "user", "content": text} for text in ("zorp zorp open the door", "please")]
+    assert finding_router.score([turns]).tolist() == router.score([turns]).tolist()
+    assert not finding_router.decide([turns])[0].framed
+
+
 def test_no_prompts_no_scores(router):
     assert router.score([]).shape == (0,) and router.decide([]) == []
 

@@ -111,6 +111,11 @@ class Page:
                 f"This prompt has {decision.characters_received:,} characters. It was cut: only its beginning and its "
                 f"end, {decision.tokens_scored} tokens together, were scored."
             )
+        if decision.framed:
+            notes.append(
+                f"A part of this text looks like the request, the rest like what an application wraps around it: only "
+                f"that part, {decision.tokens_scored} tokens, was scored."
+            )
         if decision.unfamiliar:
             route = self.router.settings.unfamiliar_route
             goes = "" if route == "score" else f" Such prompts go to the {route} model."

@@ -31,9 +31,13 @@ def occlusion_effects(router: Router, prompt: str) -> list[Span]:
     """The scored text in pieces, each with what leaving it out changes (occlusion, Zeiler and Fergus 2014).
 
     Pieces are words, or runs of words where a long prompt has more than can be left out one by one. They come in
-    order and include the white space; the unscored middle of a long prompt appears as one piece, " … ".
+    order and include the white space; the unscored middle of a long prompt appears as one piece, " … ", and so does a
+    frame before or behind the request.
     """
     text, ids, offsets = router.encoder.with_offsets(prompt)
+    (request,) = router.find_requests([ids])
+    is_framed = request.stop - request.start < sum(end > start for start, end in offsets)
+    ids, offsets = router.encoder.alone(ids, request), router.encoder.alone(offsets, request)
     words = _token_groups(text, offsets)
     most = int(np.clip(TOKENS_PER_EXPLANATION / max(len(ids), 1), 8, MAX_SPANS))
     parts = np.array_split(range(len(words)), max(min(most, len(words)), 1))
@@ -45,11 +49,11 @@ def occlusion_effects(router: Router, prompt: str) -> list[Span]:
     spans: list[Span] = []
     end = 0
     for group, logit, score in zip(groups, logits[1:], scores[1:], strict=True):
-        if spans:
+        if spans or is_framed:
             spans.append(Span(_shortened(text[end : offsets[group[0]][0]])))
         shown, end = _text_of(group, text, offsets)
         spans.append(Span(shown, float(logits[0] - logit), float(scores[0] - score)))
-    return spans
+    return [*spans, Span(_shortened(text[end:]))] if is_framed else spans
 
 
 def _text_of(tokens: list[int], text: str, offsets: list[tuple[int, int]]) -> tuple[str, int]:

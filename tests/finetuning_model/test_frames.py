@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from finetuning_model.frames import JUDGING_FRAMES, TRAINING_FRAMES, Frames
+from finetuning_model.frames import JUDGING_FRAMES, MORE_FRAMES, TRAINING_FRAMES, Frames
 from router_data import InputError, near_duplicate_groups
 
 
@@ -56,7 +56,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_packaged_frames_are_many_and_those_that_judge_are_not_trained_on():
-    trained, judging = Frames.read(TRAINING_FRAMES), Frames.read(JUDGING_FRAMES)
+    trained, judging = Frames.read(TRAINING_FRAMES, MORE_FRAMES), Frames.read(JUDGING_FRAMES)
     assert len(trained.frames) >= 150 and len(judging.frames) >= 40
     groups = near_duplicate_groups([*trained.frames, *judging.frames], similarity=0.6)
     assert not set(groups[: len(trained.frames)]) & set(groups[len(trained.frames) :])

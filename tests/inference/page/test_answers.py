@@ -36,6 +36,13 @@ def test_both_probabilities_come_first_and_the_bar_has_their_lengths(page):
     assert "The inferior model will do" in card(page, EASY_PROMPT)
 
 
+def test_a_note_says_that_a_request_was_found_in_a_frame(finding_router, tmp_path):
+    page = Page(finding_router, feedback_file=tmp_path / "feedback.jsonl")
+    framed = "zorp zorp please open the door zorp"
+    assert "only that part, 6 tokens, was scored" in " ".join(page.notes(framed, page.decide(framed)))
+    assert page.notes("please open the door", page.decide("please open the door")) == []
+
+
 @pytest.mark.parametrize(("threshold", "label"), [(0.0, SUPERIOR), (1.0, INFERIOR)])
 def test_the_threshold_moves_the_decision_and_the_mark(page, threshold, label):
     shown = card(page, HARD_PROMPT, threshold)

@@ -33,6 +33,13 @@ def test_a_long_prompt_is_explained_in_few_pieces_without_its_middle(router):
     assert text.count("…") == 1 and len(text) < 1000
 
 
+def test_a_frame_is_shown_and_says_nothing(finding_router):
+    spans = occlusion_effects(finding_router, "zorp zorp please open the vlam zorp zorp")
+    assert "".join(span.text for span in spans) == "zorp zorp please open the vlam zorp zorp"
+    assert max(spans, key=lambda span: span.log_odds).text == "vlam"
+    assert all(span.log_odds == 0 for span in spans if "zorp" in span.text)
+
+
 @pytest.mark.parametrize("prompt", ["", "   ", "🙂🙂", "x" * 100_000, "春天的诗"])
 def test_strange_prompts_have_an_explanation(router, prompt):
     assert np.isfinite([span.log_odds for span in occlusion_effects(router, prompt)]).all()
