@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="share of the training prompts that stand in a frame, 0..1 (default: %(default)s)")
     add("--find_requests", action="store_true",
         help="train a second model too, which finds the request in its frame, to be scored alone: fewer decisions "
-        "change in frames, but long texts take twice the time (a router that training goes on from keeps its own)")
+        "change in frames, long texts take up to twice the time (a router that training goes on from keeps its own)")
     add("--judging_frames", type=Path, default=JUDGING_FRAMES, metavar="FILE",
         help="frames to judge on; none of them may be trained on (default: the packaged ones)")
     add = parser.add_argument_group("training").add_argument
