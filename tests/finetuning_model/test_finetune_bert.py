@@ -25,7 +25,7 @@ from router_data import (
     read_rows,
     write_rows,
 )
-from router_model import Router, TradeoffTable
+from router_model import REQUEST_FINDER_FILE, Router, TradeoffTable
 
 
 def question(i: int, hard: bool, shown: bool = False) -> dict:
@@ -235,7 +235,7 @@ def test_same_seed_same_metrics_and_two_processes_do_as_well(run, base, tmp_path
     one = run_in_process(folder, base, tmp_path / "again")
     assert (one / "metrics.json").read_text() == (saved / "metrics.json").read_text()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    more = ["--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "two")]
+    more = ["--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "two"), "--find_requests"]
     done = subprocess.run(
         [*command, str(ROOT / "finetuning_model" / "finetune_bert.py"), *arguments(folder, base, *more)],
         capture_output=True,
@@ -249,6 +249,7 @@ def test_same_seed_same_metrics_and_two_processes_do_as_well(run, base, tmp_path
         for each in (saved, two)
     ]
     assert abs(auroc[0] - auroc[1]) < 0.08
+    assert Router.load(two).request_finder and not Router.load(saved).request_finder
 
 
 def run_in_process(folder: Path, base: Path, output_dir: Path) -> Path:
@@ -269,15 +270,17 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "add_logit_bias", stopped)
-    more = ("--output_dir", str(tmp_path), "--num_train_epochs", "2")
+    more = ("--output_dir", str(tmp_path), "--num_train_epochs", "2", "--find_requests")
     with pytest.raises(KeyboardInterrupt):
         finetune_bert.main(arguments(folder, base, *more))
     (unfinished,) = tmp_path.glob("*.unfinished")
     assert newest_trainer_state(unfinished / "seed-0")
+    finder = (unfinished / REQUEST_FINDER_FILE).stat().st_mtime_ns
     assert f"--resume_from_checkpoint {unfinished}" in capsys.readouterr().out
     monkeypatch.undo()
     finished = finetune_bert.main(arguments(folder, base, *more, "--resume_from_checkpoint", str(unfinished)))
     assert finished == unfinished.with_name(unfinished.name.removesuffix(".unfinished")) and not unfinished.exists()
+    assert (finished / REQUEST_FINDER_FILE).stat().st_mtime_ns == finder
 
 
 @pytest.mark.parametrize(
@@ -286,6 +289,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
         (["--train_files", "nowhere.jsonl"], "no such file: nowhere.jsonl"),
         (["--hf_model_name", "no-such-org/no-such-model"], "no-such-org/no-such-model can't be had.*--hf_model_name"),
         (["--resume_from_checkpoint", "nowhere.unfinished"], "no unfinished run at nowhere.unfinished"),
+        (["--find_requests", "--frame_share", "0"], "--find_requests learns from frames"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--limit", "8"], "too few"),
     ],
