@@ -534,6 +534,8 @@ class Router:
         self.model_save_dir = model_save_dir
         self.request_finder = request_finder
         self.score(["warm up"])  # the first pass is several times slower
+        if request_finder:
+            self.score(["warm up " * MIN_FRAMED_TOKENS])  # which also shows whether it fits
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,10 @@ from conftest import EASY, HARD, random_bert, save_checkpoint, tiny_tokenizer
 from finetuning_model import finetune_bert, request_finder
 from finetuning_model.encoders import load_tokenizer
 from finetuning_model.training import Recipe
-from router_model import REQUEST_FINDER_FILE, PromptEncoder
+from router_data import InputError
+from router_model import REQUEST_FINDER_FILE, PromptEncoder, Router
+
+pytestmark = pytest.mark.slow
 
 ALONE = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
 
@@ -51,6 +55,14 @@ def test_it_finds_the_request(made):
         for row, log_odds in zip(rows, finder.outputs(rows), strict=True)
     ]
     assert requests == [rows[2]] * 3
+
+
+def test_a_file_that_finds_nothing_is_named(exported_checkpoint, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(exported_checkpoint, folder)
+    shutil.copy(folder / "model_int8.onnx", folder / REQUEST_FINDER_FILE)
+    with pytest.raises(InputError, match="can't score a prompt"):
+        Router.load(folder)
 
 
 def test_a_router_that_training_goes_on_from_keeps_its_own(made, tmp_path):
