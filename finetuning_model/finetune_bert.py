@@ -241,9 +241,9 @@ def request_finder(
     if process.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     process.wait_for_everyone()
-    if recipe.continued_from:
-        known = Path(recipe.continued_from) / REQUEST_FINDER_FILE
-        if process.is_main_process and known.exists():
+    known = Path(recipe.continued_from or "") / REQUEST_FINDER_FILE
+    if recipe.continued_from and known.exists():
+        if process.is_main_process:
             shutil.copy(known, path)
     elif recipe.find_requests and not path.exists():
         if process.is_main_process:

@@ -106,15 +106,15 @@ class Page:
     def notes(self, prompt: str, decision: Decision) -> list[str]:
         """What should make one doubt the score."""
         notes = []
-        if decision.truncated:
+        if decision.framed:
+            notes.append(
+                "A part of this text looks like the request, the rest like what an application wraps around it: only "
+                f"that part, {decision.tokens_scored} tokens, was scored."
+            )
+        elif decision.truncated:
             notes.append(
                 f"This prompt has {decision.characters_received:,} characters. It was cut: only its beginning and its "
                 f"end, {decision.tokens_scored} tokens together, were scored."
-            )
-        if decision.framed:
-            notes.append(
-                f"A part of this text looks like the request, the rest like what an application wraps around it: only "
-                f"that part, {decision.tokens_scored} tokens, was scored."
             )
         if decision.unfamiliar:
             route = self.router.settings.unfamiliar_route

@@ -74,6 +74,16 @@ def test_a_router_that_training_goes_on_from_keeps_its_own(made, tmp_path):
     assert finder.outputs([[2, 3]])[0].shape == (1, 2, 1)
 
 
+def test_from_a_router_without_one_it_is_trained_where_it_is_asked_for(made, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(request_finder, "train_request_finder", lambda *_: asked.append("trained"))
+    monkeypatch.setattr(request_finder, "export_request_finder", lambda *_: asked.append("exported"))
+    for find_requests in (False, True):
+        recipe = argparse.Namespace(continued_from=str(tmp_path), find_requests=find_requests)
+        assert finetune_bert.request_finder(recipe, None, made[2], tmp_path, ALONE) is None
+    assert asked == ["trained", "exported"]
+
+
 def test_without_the_flag_there_is_none(tmp_path):
     recipe = argparse.Namespace(continued_from=None, find_requests=False)
     assert finetune_bert.request_finder(recipe, None, None, tmp_path, ALONE) is None
