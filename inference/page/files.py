@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ MAX_PROBLEMS = 5  # that are named
 BATCH = 256  # prompts between two looks at whether to stop
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods")
 TABLE_COLUMNS = ["Row", "Prompt", "Superior, %", "Route"]
+ORDERS = ("nearest the threshold first", "highest first", "lowest first", "as in the file")
 BINS = 20
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # spreadsheets take the wide ones too
 
@@ -135,8 +137,10 @@ class FileTab:
         """Whether a decision's prompt goes to the superior model at this threshold."""
         return self.page.at_threshold(decision, threshold).router_label == SUPERIOR
 
-    def table(self, scored: ScoredFile, threshold: float) -> pandas.DataFrame:
-        """The rows for `gr.Dataframe`, nearest the threshold first."""
+    def table(self, scored: ScoredFile, threshold: float, order: str = ORDERS[0]) -> pandas.DataFrame:
+        """The first rows for `gr.Dataframe`, in one of `ORDERS`."""
+        nearest, highest, lowest, _ = ORDERS
+        keys = {nearest: lambda row: abs(row[2] - 100 * threshold), highest: lambda row: -row[2], lowest: itemgetter(2)}
         rows = [
             (
                 record.number,
@@ -147,8 +151,8 @@ class FileTab:
             for record, prompt, decision in zip(scored.records, scored.prompts, scored.decisions, strict=True)
             if decision
         ]
-        nearest = sorted(rows, key=lambda row: abs(row[2] - 100 * threshold))[:MAX_TABLE_ROWS]
-        return pandas.DataFrame(nearest, columns=TABLE_COLUMNS)
+        rows.sort(key=keys.get(order, lambda row: 0))
+        return pandas.DataFrame(rows[:MAX_TABLE_ROWS], columns=TABLE_COLUMNS)
 
     def histogram(self, scored: ScoredFile, threshold: float) -> pandas.DataFrame:
         """How many prompts got which score, for `gr.BarPlot`: columns score (percent), prompts and route."""

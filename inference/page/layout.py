@@ -124,6 +124,7 @@ class FileSection:
     summary: gr.HTML
     histogram: gr.BarPlot
     curve: gr.LinePlot
+    order: gr.Dropdown
     table: gr.Dataframe
     download: gr.Button
     link: gr.DownloadButton
@@ -274,13 +275,14 @@ def file_tab() -> FileSection:
             x_lim=[0, 100], y_lim=[0, 100], tooltip=["cost"], elem_id="file_curve", buttons=[],
             color="route", color_map=ROUTE_COLORS, colors_in_legend=[],
         )  # fmt: skip
+        order = gr.Dropdown(files.ORDERS, value=files.ORDERS[0], label="Order", elem_id="order", interactive=True)
         table = gr.Dataframe(
-            headers=files.TABLE_COLUMNS, label="Scored rows, nearest the threshold first", interactive=False,
+            headers=files.TABLE_COLUMNS, label=f"Scored rows, the first {files.MAX_TABLE_ROWS}", interactive=False,
             wrap=True, column_widths=["12%", "41%", "24%", "23%"], max_height=420, elem_id="rows", buttons=[],
         )  # fmt: skip
         download = gr.Button("Download the scored file", variant="primary", elem_id="download")
     link = gr.DownloadButton("Download", visible="hidden", elem_id="link")
-    return FileSection(file, column, status, cancel, results, summary, histogram, curve, table, download, link)
+    return FileSection(file, column, status, cancel, results, summary, histogram, curve, order, table, download, link)
 
 
 def history_tab() -> HistoryTab:
@@ -450,13 +452,14 @@ def connect_threshold(services: Services, tab: PromptTab, file: FileSection, sid
     """Everything that shows the threshold or a price follows them."""
 
     def on_threshold(
-        threshold: float, decided: tuple, kept: tuple | None, scored: Any, summary: str, checkpoint: str, *given: float
-    ):
+        threshold: float, decided: tuple, kept: tuple | None, scored: Any, summary: str, order: str, checkpoint: str,
+        *given: float,
+    ):  # fmt: skip
         page, prices = services.checkpoints.get(checkpoint), prices_of(given)
         name = page.preset_of(threshold) or CUSTOM
         results = (gr.skip(),) * 4
         if scored:
-            results = results_of(services.checkpoints.files(checkpoint), scored, threshold, prices)
+            results = results_of(services.checkpoints.files(checkpoint), scored, threshold, prices, order)
         elif summary:
             results = (html_parts.message(FORGOTTEN, "warning"), *(gr.skip(),) * 3)
         return (
@@ -474,7 +477,10 @@ def connect_threshold(services: Services, tab: PromptTab, file: FileSection, sid
     gr.on(
         [side.threshold.change, *(price.change for price in side.prices)],
         on_threshold,
-        [side.threshold, state.decided, state.kept, state.scored, file.summary, side.checkpoint, *side.prices],
+        [
+            side.threshold, state.decided, state.kept, state.scored, file.summary, file.order, side.checkpoint,
+            *side.prices,
+        ],
         [
             tab.card, tab.kept_card, side.preset, side.figures, side.curve,
             file.summary, file.histogram, file.curve, file.table,
@@ -542,7 +548,9 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
             *(results or (gr.skip(),) * 4),
         )
 
-    def on_file(path: str | None, column: str | None, checkpoint: str, threshold: float, *prices: float) -> Iterator:
+    def on_file(
+        path: str | None, column: str | None, order: str, checkpoint: str, threshold: float, *prices: float
+    ) -> Iterator:
         if path is None:
             yield show(html_parts.message(files.HINT), column=gr.update(visible=False))
             return
@@ -554,7 +562,7 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
                     yield show(html_parts.message(step), is_running=True)
                     continue
                 chooser = gr.update(choices=step.columns, value=step.column, visible=len(step.columns) > 1)
-                results = results_of(section, step, threshold, prices_of(prices))
+                results = results_of(section, step, threshold, prices_of(prices), order)
                 yield show("", step, chooser, results=results)
         except files.ColumnNeeded as needed:
             chooser = gr.update(choices=needed.columns, value=None, visible=True)
@@ -567,7 +575,10 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
     def on_new_file(path: str | None, *inputs: Any) -> Iterator:
         yield from on_file(path, None, *inputs)
 
-    inputs = [side.checkpoint, side.threshold, *side.prices]
+    def on_order(order: str, checkpoint: str, threshold: float, scored: Any):
+        return services.checkpoints.files(checkpoint).table(scored, threshold, order) if scored else gr.skip()
+
+    inputs = [tab.order, side.checkpoint, side.threshold, *side.prices]
     running: list[Any] = [
         tab.file.change(on_new_file, [tab.file, *inputs], outputs, concurrency_limit=None, **QUIET),
         tab.column.input(on_file, [tab.file, tab.column, *inputs], outputs, concurrency_limit=None, **QUIET),
@@ -575,6 +586,7 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
     stopped = html_parts.message("Stopped. Choose the file again to start anew.")
     hidden = gr.update(visible=False)
     tab.cancel.click(lambda: (stopped, hidden), None, [tab.status, tab.cancel], cancels=list(running), **QUIET)
+    tab.order.input(on_order, [tab.order, side.checkpoint, side.threshold, scored], tab.table, **QUIET)
 
 
 def connect_download(services: Services, tab: FileSection, side: SidePanel, scored: gr.State) -> None:
@@ -590,13 +602,15 @@ def connect_download(services: Services, tab: FileSection, side: SidePanel, scor
     )
 
 
-def results_of(section: files.FileTab, scored: files.ScoredFile, threshold: float, prices: Prices) -> tuple:
+def results_of(
+    section: files.FileTab, scored: files.ScoredFile, threshold: float, prices: Prices, order: str
+) -> tuple:
     """Summary, histogram, curve and table of a scored file."""
     return (
         section.summary(scored, threshold, prices),
         section.histogram(scored, threshold),
         section.curve(scored, prices),
-        section.table(scored, threshold),
+        section.table(scored, threshold, order),
     )
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from inference.page.files import BATCH, ColumnNeeded, FileTab, ScoredFile, as_cell
+from inference.page.files import BATCH, ORDERS, ColumnNeeded, FileTab, ScoredFile, as_cell
 from router_data import INFERIOR, SUPERIOR, InputError, Prices, RouterAnswer
 
 PRICES = Prices(inferior=0.5, superior=10, tokens_per_prompt=800)
@@ -60,13 +60,16 @@ def test_files_of_each_kind_are_scored_and_written_back(tab, tmp_path, name):
     assert tab.write(scored, 1.0).parent != written.parent
 
 
-def test_the_rows_nearest_the_threshold_come_first(tab, tmp_path):
+def test_the_rows_come_in_the_order_that_was_chosen(tab, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join([EASY_PROMPT, HARD_PROMPT, "what is an egg"]))
     scored = score(tab, tmp_path / "a.txt")
     hard = tab.page.router.score([HARD_PROMPT])[0]
     table = tab.table(scored, float(hard))
     assert table["Prompt"][0] == HARD_PROMPT and table["Row"][0] == 2 and table["Route"][0] == "superior"
     assert tab.table(scored, 0.0)["Route"].tolist() == ["superior"] * 3
+    orders = {order: tab.table(scored, 0.5, order)["Superior, %"].tolist() for order in ORDERS[1:]}
+    assert orders["highest first"] == orders["lowest first"][::-1] == sorted(orders["as in the file"], reverse=True)
+    assert tab.table(scored, 0.5, "as in the file")["Row"].tolist() == [1, 2, 3]
     assert tab.histogram(scored, 0.5)["prompts"].sum() == 3
     curve = tab.curve(scored, PRICES)
     assert (curve["share"].iloc[0], curve["cost"].iloc[0]) == (100, "$0.024")

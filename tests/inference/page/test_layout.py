@@ -573,6 +573,12 @@ def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#summary .stats")
     tab.wait_for_selector("#download:not([disabled])")
+    for order, first in (("lowest", EASY_PROMPT), ("highest", HARD_PROMPT)):
+        tab_to(tab, "#order input")
+        tab.keyboard.press("Control+A")
+        tab.keyboard.type(order)
+        tab.keyboard.press("Enter")
+        expect(tab.locator("#rows [role=gridcell]").nth(1)).to_have_text(first, use_inner_text=True)
     tab_to(tab, "#download")
     with tab.expect_download() as download:
         tab.keyboard.press("Enter")
