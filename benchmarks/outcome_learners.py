@@ -9,15 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from finetuning_model.like_prompts import corrected
 from router_data import Outcome, probability_from_gain, write_rows
 
 NEIGHBOURS = 15
 LEAN = 100  # outcomes from which on the weighted blend trusts them more than the router
-MIN_SLOPE = (
-    0.02  # of a soft label, by a standard deviation of the router's margin: the router's own word counts so much
-)
-PRIOR_ROWS = 50  # as many rows without any slope stand beside the outcomes when the slope is fitted
-SHARES = np.array([0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])  # of the soft labels' variance that like prompts may share
 
 
 @dataclass(frozen=True)
@@ -94,31 +90,8 @@ def weighted_blend(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Nam
 
 
 def corrected_router(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
-    """The router, corrected by how far the soft labels of like prompts lie above or below it (a Gaussian process).
-
-    A soft label is slope * margin + a correction that like prompts share + noise. How much of the variance is shared,
-    down to none, is weighed by how likely it makes the outcomes, so that few or noisy ones leave the router's order.
-    """
-    centre, scale = drawn.margins.mean(), drawn.margins.std() + 1e-9
-    margins = (drawn.margins - centre) / scale
-    labels = drawn.soft_labels - drawn.soft_labels.mean()
-    slope = max(MIN_SLOPE, float(margins @ labels) / (len(labels) + PRIOR_ROWS))
-    rest = labels - slope * margins
-    spread = labels.std() + 1e-9
-    likeness, across = _likeness(drawn.vectors, drawn.vectors), _likeness(judged.vectors, drawn.vectors)
-    corrections, fits = [], []
-    for share in SHARES:
-        root = np.linalg.cholesky(share * likeness + (1 - share) * np.eye(len(rest)))
-        solved = np.linalg.solve(root, rest / spread)
-        fits.append(-np.log(np.diag(root)).sum() - solved @ solved / 2)  # log likelihood, but for a constant
-        corrections.append(share * (across @ np.linalg.solve(root.T, solved)))
-    weights = np.exp(np.array(fits) - max(fits))
-    return slope * (judged.margins - centre) / scale + spread * (weights / weights.sum()) @ np.array(corrections)
-
-
-def _likeness(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """1 for the same direction, falling with the distance of unit vectors; shape (left, right)."""
-    return np.exp(left.astype(float) @ right.T.astype(float) - 1)
+    """The router, corrected by how far the soft labels of like prompts lie above or below it."""
+    return corrected(drawn.margins, drawn.soft_labels, drawn.vectors, judged.margins, judged.vectors)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
@@ -139,6 +112,7 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
     """Train as finetune_bert.py does, as far as calibration, and score."""
     from finetuning_model import finetune_bert
     from finetuning_model.encoders import load_tokenizer
+    from finetuning_model.evaluation.baselines import frozen_encoder
     from finetuning_model.training import Recipe
     from router_model import Router
 
@@ -152,7 +126,9 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
         recipe = Recipe.resolve(stage_3, len(data.train.rows))
         tokenizer = load_tokenizer(recipe.start)
         finder = finetune_bert.request_finder(recipe, tokenizer, data, Path(folder), process)
-        run = finetune_bert.train_one_seed(recipe, tokenizer, data, stage_3.seed, Path(folder), finder)
+        embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, finetune_bert.EMBEDDED_TOKENS))
+        lesson = finetune_bert.rows_to_learn(recipe, data, embed)
+        run = finetune_bert.train_one_seed(recipe, tokenizer, lesson, data, stage_3.seed, Path(folder), finder)
         settings = finetune_bert.calibrated_settings(recipe, run, None)
         router = Router.from_model(run.model, tokenizer, settings, finder)
         logits = router.logits(judged.prompts)

@@ -40,12 +40,12 @@ from router_model import (
     weight_files,
 )
 
-MAX_MEAN_CHANGE = 0.01  # of the router score, int8 against fp32, over the validation rows
+MAX_MEAN_CHANGE = 0.01  # of the router score, int8 against fp32, over the rows compared
 MAX_AUROC_LOSS = 0.003
 MAX_EXPORT_ERROR = 1e-3  # fp32 ONNX against PyTorch: more means that the exporter misread the model
 ROWS_AGAINST_TORCH = 32
 ROWS_FOR_RANGES = 128
-ROWS_TO_COMPARE = 640  # at most: the two scores of a row lie close together, so more would tell little more
+ROWS_TO_COMPARE = 640  # the two scores of a row lie close together, so more would tell little more, a few too little
 ONNX_FILES = ("model.onnx", "model_int8.onnx")
 
 
@@ -102,7 +102,7 @@ def export_and_quantise(
     prompts, labels = prompts[::every], labels[::every]
     rows = [row.ids for row in reference.encoder.encode(prompts)]
     if not rows:
-        raise InputError("no validation rows to compare the scores on")
+        raise InputError("no rows to compare the scores on")
 
     def scores_of(path: Path, rows: list[list[int]]) -> np.ndarray:
         return Router(reference.settings, reference.encoder, OnnxModel(path), "onnx").score_ids(rows)
@@ -159,11 +159,9 @@ def compare_to_fp32(exact: np.ndarray, scores: np.ndarray, labels: Sequence[int]
 def describe_record(record: OnnxRecord) -> str:
     """The evidence in one line."""
     if record.reason:
-        return f"{record.scheme}, since {record.reason} over {record.rows} validation rows"
+        return f"{record.scheme}, since {record.reason} over {record.rows} rows"
     loss = "" if record.auroc_loss is None else f", AUROC by {-record.auroc_loss:+.4f}"
-    return (
-        f"{record.scheme}; over {record.rows} validation rows scores moved by {record.mean_change:.4f} on average{loss}"
-    )
+    return f"{record.scheme}; over {record.rows} rows scores moved by {record.mean_change:.4f} on average{loss}"
 
 
 def record_onnx(folder: Path, onnx_file: str | None, record: OnnxRecord | None) -> None:

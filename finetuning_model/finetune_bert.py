@@ -26,9 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from finetuning_model.defaults import ENCODER, MANY_ROWS, MAX_LENGTH, ROUTER
+from finetuning_model.defaults import ENCODER, FEW_OUTCOMES, FEW_ROWS, LIKE_PROMPTS, MANY_ROWS, MAX_LENGTH, ROUTER
+from finetuning_model.evaluation.baselines import Embed
 from finetuning_model.frames import JUDGING_FRAMES, TRAINING_FRAMES, Frames
-from finetuning_model.labelled_rows import HELD_OUT, TrainingData, read_training_data
+from finetuning_model.labelled_rows import HELD_OUT, Split, TrainingData, read_training_data
 from finetuning_model.lineage import ParentRouter, parent_router, trained_prompts
 from router_data import (
     LABELLED_FILES_GLOB,
@@ -80,11 +81,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("training").add_argument
     add("--hf_model_name", default="bert-base-uncased",
         help="hub id or local folder of an encoder, or a router's folder to go on from (default: %(default)s)")
+    add("--like_prompts", type=int, default=LIKE_PROMPTS, metavar="N",
+        help=f"a router that goes on with fewer than {FEW_ROWS:,} rows is taught what they say of so many prompts of "
+        "the sample, too; 0: the rows alone (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the split, the head and the order of rows (default: %(default)s)")
     add("--num_seeds", type=int, default=1,
         help="train this many seeds, report mean and spread, keep the best on validation (default: %(default)s)")
     add("--num_train_epochs", type=float,
-        help=f"passes over the rows (default: {ENCODER.num_train_epochs}; from a router {ROUTER.num_train_epochs})")
+        help=f"passes over the rows (default: {ENCODER.num_train_epochs}; from a router {ROUTER.num_train_epochs}, or "
+        f"with --like_prompts {FEW_OUTCOMES.num_train_epochs})")
     add("--max_steps", type=int, default=-1, help="stop after this many steps (default: -1, all epochs)")
     add("--learning_rate", type=float,
         help=f"of the top layer (default: {ENCODER.learning_rate}; from a router {ROUTER.learning_rate})")
@@ -122,6 +127,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("num_seeds", "per_device_train_batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1")
+    if args.like_prompts < 0:
+        raise InputError("--like_prompts must not be negative")
     if not 0 <= args.frame_share <= 1:
         raise InputError("--frame_share must be between 0 and 1")
     if args.resume_from_checkpoint and not args.resume_from_checkpoint.is_dir():
@@ -146,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from finetuning_model.evaluation import run_report
     from finetuning_model.evaluation.baselines import frozen_encoder
     from finetuning_model.evaluation.tradeoff import thresholds_for_checkpoint
-    from finetuning_model.export_onnx import export_onnx
+    from finetuning_model.export_onnx import ROWS_TO_COMPARE, export_onnx
     from finetuning_model.training import Recipe, load_classifier
 
     process = start_process()
@@ -157,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         print(data.describe())
         if parent:
             print(f"going on from {parent.folder}, a router made from {recipe.base_name}")
+        if recipe.like_prompts:
+            print(f"what these rows say of prompts like theirs labels {recipe.like_prompts} of the sample's, too")
         print(f"if interrupted, add: --resume_from_checkpoint {folder}", flush=True)
 
     # 2. What finds the request in a frame; then training, once a seed, of which that with the lowest loss is kept
@@ -164,14 +173,16 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     rehearse(recipe.start, load_classifier(recipe), tokenizer, recipe.max_length)
     finder = request_finder(recipe, tokenizer, data, folder, process)
     embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
-    runs = [train_one_seed(recipe, tokenizer, data, seed, folder, finder) for seed in recipe.seeds]
+    lesson = rows_to_learn(recipe, data, embed)
+    runs = [train_one_seed(recipe, tokenizer, lesson, data, seed, folder, finder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
     best = min(runs, key=lambda run: run.log["validation_loss"])
 
     # 3. The checkpoint, and the router as it will serve, from the fast ONNX file
     save_checkpoint(folder, best.model, tokenizer, calibrated_settings(recipe, best, parent))
-    export_onnx(folder, data.validation.prompts, data.validation.labels.tolist())
+    compared = Split([*data.validation.rows, *data.train.rows][: max(len(data.validation.rows), ROWS_TO_COMPARE)])
+    export_onnx(folder, compared.prompts, compared.labels.tolist())
     router = Router.load(folder)
     validation_scores, test_scores = router.score(data.validation.prompts), router.score(data.test.prompts)
 
@@ -258,8 +269,19 @@ def request_finder(
     return OnnxModel(path) if path.exists() else None
 
 
+def rows_to_learn(recipe: "Recipe", data: TrainingData, embed: Embed) -> Split:
+    """The training part; of few rows for a router to go on from, what they say of the sample's prompts besides."""
+    from finetuning_model.like_prompts import with_like_prompts
+
+    if not recipe.like_prompts:
+        return data.train
+    logits = Router.load(Path(str(recipe.continued_from))).logits
+    margins = lambda prompts: np.diff(logits(prompts))[:, 0]  # noqa: E731
+    return with_like_prompts(data.train, recipe.like_prompts, margins, embed, recipe.seeds[0])
+
+
 def train_one_seed(
-    recipe: "Recipe", tokenizer, data: TrainingData, seed: int, folder: Path, finder: OnnxModel | None
+    recipe: "Recipe", tokenizer, lesson: Split, data: TrainingData, seed: int, folder: Path, finder: OnnxModel | None
 ) -> "TrainedModel":
     """Fine-tune, then fit temperature and bias on the validation part, framed as training saw it.
 
@@ -271,7 +293,7 @@ def train_one_seed(
     from finetuning_model.training import add_logit_bias, fine_tune
 
     transformers.set_seed(seed)
-    run = fine_tune(recipe, tokenizer, data.train, data.validation, seed, folder)
+    run = fine_tune(recipe, tokenizer, lesson, data.validation, seed, folder)
     settings = RouterSettings(max_length=recipe.max_length, finder_length=recipe.finder_length)
     router = Router.from_model(run.model, tokenizer, settings, finder)
     logits = router.logits(recipe.frame(data.validation.prompts))

@@ -56,6 +56,7 @@ class Recipe:
         num_train_epochs, max_steps: how long (max_steps -1: all epochs).
         learning_rate: of the top layer; each layer below has `layer_decay` times that of the one above, and the head
             `head_speed` times that of the top layer.
+        like_prompts: prompts of the sample that the rows label besides.
         freeze_layers: the embeddings and this many of the lowest layers are not trained.
         frame_share: share of the training prompts that stand in a frame, drawn anew each epoch.
         frames_file: where the frames come from; None without any.
@@ -76,6 +77,7 @@ class Recipe:
     learning_rate: float
     layer_decay: float
     head_speed: float
+    like_prompts: int
     freeze_layers: int
     frame_share: float
     frames_file: str | None
@@ -96,7 +98,8 @@ class Recipe:
         """
         name = args.hf_model_name.rstrip("/")
         parent = parent_router(name)
-        default = defaults.ROUTER if parent else defaults.ENCODER
+        like_prompts = args.like_prompts if parent and train_rows < defaults.FEW_ROWS else 0
+        default = defaults.FEW_OUTCOMES if like_prompts else defaults.ROUTER if parent else defaults.ENCODER
         config = load_config(name)
 
         def given(name: str, value: Any) -> Any:
@@ -119,6 +122,7 @@ class Recipe:
             learning_rate=given("learning_rate", default.learning_rate),
             layer_decay=args.layer_decay,
             head_speed=default.head_speed,
+            like_prompts=like_prompts,
             freeze_layers=freeze_layers,
             frame_share=args.frame_share,
             frames_file=str(args.frames) if args.frame_share else None,

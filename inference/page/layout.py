@@ -277,8 +277,8 @@ def file_tab() -> FileSection:
         )  # fmt: skip
         order = gr.Dropdown(files.ORDERS, value=files.ORDERS[0], label="Order", elem_id="order", interactive=True)
         table = gr.Dataframe(
-            headers=files.TABLE_COLUMNS, label=f"Scored rows, the first {files.MAX_TABLE_ROWS}", interactive=False,
-            wrap=True, column_widths=["12%", "41%", "24%", "23%"], max_height=420, elem_id="rows", buttons=[],
+            headers=files.TABLE_COLUMNS, label=f"Scored rows, {files.MAX_TABLE_ROWS} at most", interactive=False,
+            wrap=True, column_widths=["15%", "39%", "23%", "23%"], max_height=420, elem_id="rows", buttons=[],
         )  # fmt: skip
         download = gr.Button("Download the scored file", variant="primary", elem_id="download")
     link = gr.DownloadButton("Download", visible="hidden", elem_id="link")
@@ -602,9 +602,7 @@ def connect_download(services: Services, tab: FileSection, side: SidePanel, scor
     )
 
 
-def results_of(
-    section: files.FileTab, scored: files.ScoredFile, threshold: float, prices: Prices, order: str
-) -> tuple:
+def results_of(section: files.FileTab, scored: files.ScoredFile, threshold: float, prices: Prices, order: str) -> tuple:
     """Summary, histogram, curve and table of a scored file."""
     return (
         section.summary(scored, threshold, prices),

@@ -156,7 +156,7 @@ def test_the_tradeoff_says_what_each_threshold_brings_on_the_validation_rows(run
 def test_the_record_names_every_setting_as_it_was_used(run):
     record = json.loads((run[0] / "run.json").read_text())
     recipe = record["recipe"]
-    assert (recipe["freeze_layers"], recipe["max_length"]) == (0, 32)
+    assert (recipe["freeze_layers"], recipe["max_length"], recipe["like_prompts"]) == (0, 32, 0)
     assert recipe["frame_share"] == finetune_bert.FRAME_SHARE
     assert [name for name, value in recipe.items() if value is None] == ["continued_from"] and not record["rehearsal"]
 
@@ -177,7 +177,8 @@ def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_p
     )
     settings, record = (json.loads((folder / name).read_text()) for name in ("router.json", "run.json"))
     assert (settings["base_model"], settings["continued_from"]) == ("tiny-bert", str(saved))
-    assert (record["recipe"]["continued_from"], record["recipe"]["max_length"]) == (str(saved), 32)
+    recipe = record["recipe"]
+    assert (recipe["continued_from"], recipe["max_length"], recipe["like_prompts"]) == (str(saved), 32, 800)
     figures = json.loads((folder / "metrics.json").read_text())["test"]["figures"]
     assert figures["the router it went on from"]["AUROC"]["value"] > 0.9 < figures["this router"]["AUROC"]["value"]
     judged = {

@@ -1,0 +1,63 @@
+"""What few rows say of prompts like theirs: a Gaussian process around the router's own word."""
+
+import numpy as np
+import pytest
+
+from finetuning_model.labelled_rows import Split
+from finetuning_model.like_prompts import MAX_CHARACTERS, corrected, with_like_prompts
+from router_data import SAMPLE_FILE, LabelledPrompt, label_of, read_rows
+
+
+def about(topics: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Unit vectors near one of a few directions, one a topic."""
+    vectors = np.eye(16)[topics] + 0.1 * np.random.default_rng(seed).normal(size=(len(topics), 16))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_prompts_take_after_rows_on_their_topic():
+    topics = np.arange(90) % 3
+    labels = np.array([0.1, 0.5, 0.9])[topics]
+    margins = np.random.default_rng(1).normal(size=90)
+    found = corrected(margins, labels, about(topics), np.zeros(3), about(np.arange(3), seed=2))
+    assert found == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+
+
+def test_rows_without_a_pattern_leave_the_routers_order():
+    draw = np.random.default_rng(0)
+    margins, others = draw.normal(size=200), np.linspace(-3, 3, 40)
+    labels = (draw.random(200) < 1 / (1 + np.exp(-2 * margins))).astype(float)
+    found = corrected(margins, labels, about(draw.integers(0, 16, 200)), others, about(draw.integers(0, 16, 40)))
+    assert np.corrcoef(found.argsort().argsort(), np.arange(40))[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(("labels", "margins"), [([0.0, 0.0], [0.0, 0.0]), ([1.0, 1.0], [5.0, 5.0]), ([0.5], [1e6])])
+def test_constant_or_single_rows_give_probabilities(labels, margins):
+    topics = np.arange(len(labels))
+    found = corrected(
+        np.array(margins), np.array(labels), about(topics), np.array([-1e9, 1e9]), about(np.array([0, 1]))
+    )
+    assert np.all((found >= 0) & (found <= 1))
+
+
+def test_the_samples_prompts_get_labels_from_the_rows_and_not_their_own():
+    sample = {row.prompt: row for row in read_rows(SAMPLE_FILE, LabelledPrompt)}
+    rows = [
+        LabelledPrompt(prompt=f"row {i}", label=label_of(p), superior_probability=p, labelled_by="outcome_gain")
+        for i, p in enumerate(np.tile([0.0, 1.0], 30))
+    ]
+
+    def embed(prompts):  # one topic: the rows that need the superior model, and questions
+        return about(np.array([int("?" in p or (p.startswith("row") and int(p[4:]) % 2)) for p in prompts]))
+
+    lesson = with_like_prompts(Split(rows), 120, lambda prompts: np.zeros(len(prompts)), embed, seed=0)
+    own, like = lesson.rows[:120], lesson.rows[120:]
+    assert [row.prompt for row in own] == 2 * [row.prompt for row in rows]
+    assert {row.superior_probability > 0.5 for row in own[1::2]} == {True}
+    assert len({row.prompt for row in like}) == len(like) == 120
+    assert all(row.prompt in sample and len(row.prompt) <= MAX_CHARACTERS for row in like)
+    asks = np.array(["?" in row.prompt for row in like])
+    given = np.array([row.superior_probability for row in like])
+    assert 5 < asks.sum() < 115 and given[asks].min() > 0.8 > 0.2 > given[~asks].max()
+    again = with_like_prompts(Split(rows), 120, lambda prompts: np.zeros(len(prompts)), embed, seed=0)
+    assert again == lesson
+    assert Split(rows).soft_labels.tolist() == [0.0, 1.0] * 30  # the rows themselves stay
