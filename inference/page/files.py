@@ -139,8 +139,6 @@ class FileTab:
 
     def table(self, scored: ScoredFile, threshold: float, order: str = ORDERS[0]) -> pandas.DataFrame:
         """The first rows for `gr.Dataframe`, in one of `ORDERS`."""
-        nearest, highest, lowest, _ = ORDERS
-        keys = {nearest: lambda row: abs(row[2] - 100 * threshold), highest: lambda row: -row[2], lowest: itemgetter(2)}
         rows = [
             (
                 record.number,
@@ -151,7 +149,8 @@ class FileTab:
             for record, prompt, decision in zip(scored.records, scored.prompts, scored.decisions, strict=True)
             if decision
         ]
-        rows.sort(key=keys.get(order, lambda row: 0))
+        distances = [lambda row: abs(row[2] - 100 * threshold), lambda row: -row[2], itemgetter(2), itemgetter(0)]
+        rows.sort(key=distances[ORDERS.index(order)])
         return pandas.DataFrame(rows[:MAX_TABLE_ROWS], columns=TABLE_COLUMNS)
 
     def histogram(self, scored: ScoredFile, threshold: float) -> pandas.DataFrame:

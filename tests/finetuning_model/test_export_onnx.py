@@ -109,7 +109,7 @@ def test_a_checkpoint_without_its_own_validation_rows_names_the_flag(tmp_path, c
     write_rows(rows, [{"prompt": p, "label": label} for p, label in zip(PROMPTS, labels, strict=True)])
     export.main(["--model_save_dir", str(folder), "--validation_files", str(rows)])
     said = capsys.readouterr().out
-    assert f"over {len(PROMPTS)} validation rows" in said
+    assert f"over {len(PROMPTS)} rows" in said
     assert said.splitlines()[-1] == f"next: python3 inference/run_gradio_model.py --model_save_dir {folder}"
     assert Router.load(folder).backend == "onnx"
     assert json.loads((folder / "router.json").read_text())["max_length"] == 64
