@@ -3,9 +3,8 @@
 import csv
 import tempfile
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +148,13 @@ class FileTab:
             for record, prompt, decision in zip(scored.records, scored.prompts, scored.decisions, strict=True)
             if decision
         ]
-        distances = [lambda row: abs(row[2] - 100 * threshold), lambda row: -row[2], itemgetter(2), itemgetter(0)]
-        rows.sort(key=distances[ORDERS.index(order)])
+        keys: dict[str, Callable[[tuple], float]] = {
+            "nearest the threshold first": lambda row: abs(row[2] - 100 * threshold),
+            "highest first": lambda row: -row[2],
+            "lowest first": lambda row: row[2],
+            "as in the file": lambda row: row[0],
+        }
+        rows.sort(key=keys[order])
         return pandas.DataFrame(rows[:MAX_TABLE_ROWS], columns=TABLE_COLUMNS)
 
     def histogram(self, scored: ScoredFile, threshold: float) -> pandas.DataFrame:
