@@ -30,7 +30,12 @@ MAX_PROBLEMS = 5  # that are named
 BATCH = 256  # prompts between two looks at whether to stop
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods")
 TABLE_COLUMNS = ["Row", "Prompt", "Superior, %", "Route"]
-ORDERS = ("nearest the threshold first", "highest first", "lowest first", "as in the file")
+ORDERS: dict[str, Callable[[tuple, float], float]] = {  # of the table's rows, by the threshold
+    "nearest the threshold first": lambda row, threshold: abs(row[2] - 100 * threshold),
+    "highest first": lambda row, threshold: -row[2],
+    "lowest first": lambda row, threshold: row[2],
+    "as in the file": lambda row, threshold: row[0],
+}
 BINS = 20
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # spreadsheets take the wide ones too
 
@@ -136,7 +141,7 @@ class FileTab:
         """Whether a decision's prompt goes to the superior model at this threshold."""
         return self.page.at_threshold(decision, threshold).router_label == SUPERIOR
 
-    def table(self, scored: ScoredFile, threshold: float, order: str = ORDERS[0]) -> pandas.DataFrame:
+    def table(self, scored: ScoredFile, threshold: float, order: str) -> pandas.DataFrame:
         """The first rows for `gr.Dataframe`, in one of `ORDERS`."""
         rows = [
             (
@@ -148,13 +153,7 @@ class FileTab:
             for record, prompt, decision in zip(scored.records, scored.prompts, scored.decisions, strict=True)
             if decision
         ]
-        keys: dict[str, Callable[[tuple], float]] = {
-            "nearest the threshold first": lambda row: abs(row[2] - 100 * threshold),
-            "highest first": lambda row: -row[2],
-            "lowest first": lambda row: row[2],
-            "as in the file": lambda row: row[0],
-        }
-        rows.sort(key=keys[order])
+        rows.sort(key=lambda row: ORDERS[order](row, threshold))
         return pandas.DataFrame(rows[:MAX_TABLE_ROWS], columns=TABLE_COLUMNS)
 
     def histogram(self, scored: ScoredFile, threshold: float) -> pandas.DataFrame:

@@ -275,7 +275,10 @@ def file_tab() -> FileSection:
             x_lim=[0, 100], y_lim=[0, 100], tooltip=["cost"], elem_id="file_curve", buttons=[],
             color="route", color_map=ROUTE_COLORS, colors_in_legend=[],
         )  # fmt: skip
-        order = gr.Dropdown(files.ORDERS, value=files.ORDERS[0], label="Order", elem_id="order", interactive=True)
+        orders = list(files.ORDERS)
+        order = gr.Dropdown(
+            orders, value=orders[0], label="Order", elem_id="order", interactive=True, filterable=False
+        )  # fmt: skip
         table = gr.Dataframe(
             headers=files.TABLE_COLUMNS, label=f"Scored rows, {files.MAX_TABLE_ROWS} at most", interactive=False,
             wrap=True, column_widths=["15%", "39%", "23%", "23%"], max_height=420, elem_id="rows", buttons=[],
@@ -518,7 +521,7 @@ def connect_checkpoint(services: Services, tab: PromptTab, file: FileSection, si
         page = services.checkpoints.get(name)
         return checkpoints.card_text(page), checkpoints.plots(page)
 
-    side.checkpoint.input(
+    side.checkpoint.change(
         on_checkpoint,
         [side.checkpoint, tab.prompt, *side.prices],
         [
@@ -528,7 +531,7 @@ def connect_checkpoint(services: Services, tab: PromptTab, file: FileSection, si
         show_progress_on=side.about,
         api_visibility="private",
     )  # fmt: skip
-    gr.on([side.more.expand, side.checkpoint.input], on_more, side.checkpoint, [side.card, side.plots], **QUIET)
+    gr.on([side.more.expand, side.checkpoint.change], on_more, side.checkpoint, [side.card, side.plots], **QUIET)
 
 
 def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: gr.State) -> None:
@@ -575,18 +578,25 @@ def connect_file(services: Services, tab: FileSection, side: SidePanel, scored: 
     def on_new_file(path: str | None, *inputs: Any) -> Iterator:
         yield from on_file(path, None, *inputs)
 
+    def on_column(path: str | None, column: str | None, known: Any, *inputs: Any) -> Iterator:
+        if column is None or (known and known.column == column):  # the chooser follows the file
+            yield (gr.skip(),) * len(outputs)
+        else:
+            yield from on_file(path, column, *inputs)
+
     def on_order(order: str, checkpoint: str, threshold: float, scored: Any):
         return services.checkpoints.files(checkpoint).table(scored, threshold, order) if scored else gr.skip()
 
     inputs = [tab.order, side.checkpoint, side.threshold, *side.prices]
     running: list[Any] = [
         tab.file.change(on_new_file, [tab.file, *inputs], outputs, concurrency_limit=None, **QUIET),
-        tab.column.input(on_file, [tab.file, tab.column, *inputs], outputs, concurrency_limit=None, **QUIET),
+        # Not `input`: gradio fires that for whoever passes a chooser with the Tab key, too.
+        tab.column.change(on_column, [tab.file, tab.column, scored, *inputs], outputs, concurrency_limit=None, **QUIET),
     ]
     stopped = html_parts.message("Stopped. Choose the file again to start anew.")
     hidden = gr.update(visible=False)
     tab.cancel.click(lambda: (stopped, hidden), None, [tab.status, tab.cancel], cancels=list(running), **QUIET)
-    tab.order.input(on_order, [tab.order, side.checkpoint, side.threshold, scored], tab.table, **QUIET)
+    tab.order.change(on_order, [tab.order, side.checkpoint, side.threshold, scored], tab.table, **QUIET)
 
 
 def connect_download(services: Services, tab: FileSection, side: SidePanel, scored: gr.State) -> None:

@@ -64,10 +64,11 @@ def test_the_rows_come_in_the_order_that_was_chosen(tab, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join([EASY_PROMPT, HARD_PROMPT, "what is an egg"]))
     scored = score(tab, tmp_path / "a.txt")
     hard = tab.page.router.score([HARD_PROMPT])[0]
-    table = tab.table(scored, float(hard))
+    nearest, *others = ORDERS
+    table = tab.table(scored, float(hard), nearest)
     assert table["Prompt"][0] == HARD_PROMPT and table["Row"][0] == 2 and table["Route"][0] == "superior"
-    assert tab.table(scored, 0.0)["Route"].tolist() == ["superior"] * 3
-    orders = {order: tab.table(scored, 0.5, order)["Superior, %"].tolist() for order in ORDERS[1:]}
+    assert tab.table(scored, 0.0, nearest)["Route"].tolist() == ["superior"] * 3
+    orders = {order: tab.table(scored, 0.5, order)["Superior, %"].tolist() for order in others}
     assert orders["highest first"] == orders["lowest first"][::-1] == sorted(orders["as in the file"], reverse=True)
     assert tab.table(scored, 0.5, "as in the file")["Row"].tolist() == [1, 2, 3]
     assert tab.histogram(scored, 0.5)["prompts"].sum() == 3

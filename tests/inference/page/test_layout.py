@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from openai_server import OpenAIServer, stream_of
 from playwright.sync_api import expect
 
-from inference.page import layout
+from inference.page import files, layout
 from inference.page.answers import Page
 from inference.page.both_models import BothModels
 from inference.page.checkpoints import Checkpoints
@@ -490,6 +491,15 @@ def tab_to(tab, selector: str, key: str = "Tab") -> None:
     raise AssertionError(f"{key} never reaches {selector}")
 
 
+def choose(tab, selector: str, text: str) -> None:
+    """Choose the one option of a list that holds a text, by keyboard."""
+    tab_to(tab, selector)
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type(text)
+    expect(tab.get_by_role("option")).to_contain_text([text])  # the list follows what is typed a moment later
+    tab.keyboard.press("Enter")
+
+
 def go_to_tab(tab, name: str) -> None:
     """Open a tab of the page by keyboard."""
     tab_to(tab, "button[role=tab]", "Shift+Tab")
@@ -540,10 +550,7 @@ def test_threshold_prices_and_model_by_keyboard(tab):
     wait_for_text(tab, "#decision", "threshold 25.1%")
     tab.keyboard.press("End")
     wait_for_text(tab, "#decision", "threshold 100.0%")
-    tab_to(tab, "#presets input")
-    tab.keyboard.press("Control+A")
-    tab.keyboard.type("at most 10%")
-    tab.keyboard.press("Enter")
+    choose(tab, "#presets input", "at most 10%")
     expect(tab.locator("#presets input")).to_have_value("at most 10% superior (95.0%)")
     wait_for_text(tab, "#decision", "threshold 95.0%")
     tab.keyboard.press("Tab")
@@ -560,7 +567,9 @@ def test_threshold_prices_and_model_by_keyboard(tab):
     wait_for_text(tab, "#model_card", "A card")
 
 
-def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
+def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path, monkeypatch):
+    reads, read_file = [], files.read_file
+    monkeypatch.setattr(files, "read_file", lambda path, column: reads.append(column) or read_file(path, column))
     (tmp_path / "a.csv").write_text(f"id;frage\n1;{HARD_PROMPT}\n2;{EASY_PROMPT}\n")
     with tab.expect_file_chooser() as chooser:  # early: Playwright takes a moment until it catches one
         go_to_tab(tab, "A file")
@@ -568,24 +577,45 @@ def test_a_file_is_scored_and_downloaded_by_keyboard(tab, tmp_path):
         tab.keyboard.press("Enter")
     chooser.value.set_files(tmp_path / "a.csv")
     wait_for_text(tab, "#status", "Which column holds the prompts?")
-    tab_to(tab, "#column input")
-    tab.keyboard.type("frage")
-    tab.keyboard.press("Enter")
+    choose(tab, "#column input", "frage")
     tab.wait_for_selector("#summary .stats")
     tab.wait_for_selector("#download:not([disabled])")
-    for order, first in (("lowest", EASY_PROMPT), ("highest", HARD_PROMPT)):
+    for order, first in (("highest first", HARD_PROMPT), ("lowest first", EASY_PROMPT)):
         tab_to(tab, "#order input")
-        tab.keyboard.press("Control+A")
-        tab.keyboard.type(order)
+        tab.keyboard.press("ArrowDown")
         tab.keyboard.press("Enter")
+        expect(tab.locator("#order input")).to_have_value(order)
         expect(tab.locator("#rows [role=gridcell]").nth(1)).to_have_text(first, use_inner_text=True)
     tab_to(tab, "#download")
     with tab.expect_download() as download:
         tab.keyboard.press("Enter")
     assert download.value.suggested_filename == "a-scored.csv"
+    assert reads == [None, "frage"]  # once a choice, however often Tab passed the chooser
     tab_to(tab, "#file [aria-label='Clear']", "Shift+Tab")
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#summary .stats", state="hidden")
+
+
+def test_another_checkpoint_decides_when_it_is_chosen_and_not_when_tab_passes(router, chromium, tmp_path):
+    older, newest = (tmp_path / f"tiny-router-finetuning-2026010{day}T000000-save" for day in (1, 2))
+    for folder in (older, newest):
+        shutil.copytree(router.model_save_dir, folder)
+    page, problems = Served(Router.load(newest), tmp_path / "feedback.jsonl"), []
+    tab = new_tab(chromium, page.url, problems)
+    (tmp_path / "a.txt").write_text(f"{HARD_PROMPT}\n{EASY_PROMPT}\n")
+    go_to_tab(tab, "A file")
+    tab.set_input_files("#file input[type=file]", tmp_path / "a.txt")
+    tab.wait_for_selector("#summary .stats")
+    tab_to(tab, "#checkpoint input")
+    tab.keyboard.press("Tab")
+    tab.wait_for_timeout(1000)  # for what must not come
+    expect(tab.locator("#summary .stats")).to_be_visible()
+    choose(tab, "#checkpoint input", older.name)
+    expect(tab.locator("#summary .stats")).to_be_hidden()
+    wait_for_text(tab, "#status", files.HINT)
+    tab.context.close()
+    page.close()
+    assert problems == []
 
 
 def test_a_tried_prompt_comes_back_by_keyboard(tab):
