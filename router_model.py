@@ -92,7 +92,7 @@ class OnnxRecord(BaseModel):
 
     scheme: str = Field(description="the precision")
     reason: str | None = Field(default=None, description="why it is not int8 throughout")
-    rows: int = Field(description="validation rows compared")
+    rows: int = Field(description="rows compared")
     mean_change: float = Field(description="mean |change| of the superior probability against fp32")
     max_change: float = Field(description="the largest")
     auroc_loss: float | None = Field(default=None, description="AUROC of fp32 minus its own; none with one class only")

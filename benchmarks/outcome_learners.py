@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetuning_model.like_prompts import corrected
+from finetuning_model.like_prompts import corrected, rows_to_learn
 from router_data import Outcome, probability_from_gain, write_rows
 
 NEIGHBOURS = 15
@@ -127,7 +127,8 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
         tokenizer = load_tokenizer(recipe.start)
         finder = finetune_bert.request_finder(recipe, tokenizer, data, Path(folder), process)
         embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, finetune_bert.EMBEDDED_TOKENS))
-        lesson = finetune_bert.rows_to_learn(recipe, data, embed)
+        earlier = Router.load(args.model_save_dir) if recipe.continued_from else None
+        lesson = rows_to_learn(data, recipe.like_prompts, earlier, embed, stage_3.seed)
         run = finetune_bert.train_one_seed(recipe, tokenizer, lesson, data, stage_3.seed, Path(folder), finder)
         settings = finetune_bert.calibrated_settings(recipe, run, None)
         router = Router.from_model(run.model, tokenizer, settings, finder)

@@ -1,6 +1,6 @@
 """What stage 3's flags default to, by what a training starts from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ ENCODER = Defaults(num_train_epochs=1.0, learning_rate=3e-4, head_speed=4, early
 ROUTER = Defaults(
     num_train_epochs=4, learning_rate=1e-4, head_speed=1, early_stopping_patience=0
 )  # a head that knows much already; of few outcomes, validation rows are too few to stop by
-FEW_OUTCOMES = Defaults(
-    num_train_epochs=2, learning_rate=1e-4, head_speed=1, early_stopping_patience=0
-)  # a router again, with prompts of the sample that few rows label; the rows themselves come several times an epoch
+FEW_OUTCOMES = replace(ROUTER, num_train_epochs=2)  # beside like prompts the rows themselves come 2 to 4 times an epoch
 MAX_LENGTH = 256  # tokens, where no router's own length says otherwise
 FEW_ROWS = 1_000  # to go on from a router with: more teach enough by themselves
 LIKE_PROMPTS = 800  # of the sample, which few rows label besides

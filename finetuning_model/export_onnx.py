@@ -51,8 +51,8 @@ ONNX_FILES = ("model.onnx", "model_int8.onnx")
 
 def export_onnx(
     model_save_dir: str | Path,
-    validation_prompts: Sequence[str],
-    validation_labels: Sequence[int],
+    prompts: Sequence[str],
+    labels: Sequence[int],
     say: Callable[[str], None] = print,
 ) -> dict:
     """Write the fastest ONNX file whose scores stay, and record it in router.json.
@@ -66,8 +66,8 @@ def export_onnx(
 
     Args:
         model_save_dir: the checkpoint's folder, complete but for the ONNX file.
-        validation_prompts: prompts to compare the scores on.
-        validation_labels: 1 where the superior model is preferred, else 0; one a prompt.
+        prompts: to compare the scores on; training rows will do, since no quality is judged.
+        labels: 1 where the superior model is preferred, else 0; one a prompt.
         say: what gets the one line about what was made.
 
     Returns:
@@ -77,7 +77,7 @@ def export_onnx(
     folder = Path(model_save_dir)
     try:
         with silenced(), tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
-            onnx_file, record = export_and_quantise(folder, Path(scratch), validation_prompts, validation_labels)
+            onnx_file, record = export_and_quantise(folder, Path(scratch), prompts, labels)
     except Exception as error:  # exporters fail in many ways, and none of them may cost a trained checkpoint
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
         if onnx_fault(folder, RouterSettings.load(folder)):  # an older file that still fits the weights is kept
@@ -128,7 +128,7 @@ def export_and_quantise(
             record = OnnxRecord(scheme=scheme, **figures)
             break
     else:
-        path, reason = plain, f"int8 moved the scores by {tried[-1]['mean_change']:.4f} on average"
+        path, reason = plain, f"int8 moved the scores by {moved(tried[-1])}"
         record = OnnxRecord(scheme="fp32", reason=reason, **compare_to_fp32(exact, exact, labels))
     record.export_error = error
     record.not_rewritten = not_rewritten
@@ -160,8 +160,13 @@ def describe_record(record: OnnxRecord) -> str:
     """The evidence in one line."""
     if record.reason:
         return f"{record.scheme}, since {record.reason} over {record.rows} rows"
-    loss = "" if record.auroc_loss is None else f", AUROC by {-record.auroc_loss:+.4f}"
-    return f"{record.scheme}; over {record.rows} rows scores moved by {record.mean_change:.4f} on average{loss}"
+    return f"{record.scheme}; over {record.rows} rows scores moved by {moved(record.model_dump())}"
+
+
+def moved(figures: dict) -> str:
+    """What `compare_to_fp32` found, both of what is bounded."""
+    loss = figures["auroc_loss"]
+    return f"{figures['mean_change']:.4f} on average" + ("" if loss is None else f", AUROC by {-loss:+.4f}")
 
 
 def record_onnx(folder: Path, onnx_file: str | None, record: OnnxRecord | None) -> None:

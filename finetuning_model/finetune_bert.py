@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from finetuning_model.defaults import ENCODER, FEW_OUTCOMES, FEW_ROWS, LIKE_PROMPTS, MANY_ROWS, MAX_LENGTH, ROUTER
-from finetuning_model.evaluation.baselines import Embed
 from finetuning_model.frames import JUDGING_FRAMES, TRAINING_FRAMES, Frames
 from finetuning_model.labelled_rows import HELD_OUT, Split, TrainingData, read_training_data
 from finetuning_model.lineage import ParentRouter, parent_router, trained_prompts
@@ -89,7 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="train this many seeds, report mean and spread, keep the best on validation (default: %(default)s)")
     add("--num_train_epochs", type=float,
         help=f"passes over the rows (default: {ENCODER.num_train_epochs}; from a router {ROUTER.num_train_epochs}, or "
-        f"with --like_prompts {FEW_OUTCOMES.num_train_epochs})")
+        f"{FEW_OUTCOMES.num_train_epochs} where it learns like prompts too)")
     add("--max_steps", type=int, default=-1, help="stop after this many steps (default: -1, all epochs)")
     add("--learning_rate", type=float,
         help=f"of the top layer (default: {ENCODER.learning_rate}; from a router {ROUTER.learning_rate})")
@@ -154,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     from finetuning_model.evaluation.baselines import frozen_encoder
     from finetuning_model.evaluation.tradeoff import thresholds_for_checkpoint
     from finetuning_model.export_onnx import ROWS_TO_COMPARE, export_onnx
+    from finetuning_model.like_prompts import rows_to_learn
     from finetuning_model.training import Recipe, load_classifier
 
     process = start_process()
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         if parent:
             print(f"going on from {parent.folder}, a router made from {recipe.base_name}")
         if recipe.like_prompts:
-            print(f"what these rows say of prompts like theirs labels {recipe.like_prompts} of the sample's, too")
+            print(f"learning also from {recipe.like_prompts} prompts of the sample, labelled by what these rows say")
         print(f"if interrupted, add: --resume_from_checkpoint {folder}", flush=True)
 
     # 2. What finds the request in a frame; then training, once a seed, of which that with the lowest loss is kept
@@ -173,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     rehearse(recipe.start, load_classifier(recipe), tokenizer, recipe.max_length)
     finder = request_finder(recipe, tokenizer, data, folder, process)
     embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
-    lesson = rows_to_learn(recipe, data, embed)
+    earlier = Router.load(parent.folder) if parent else None
+    lesson = rows_to_learn(data, recipe.like_prompts, earlier, embed, args.seed)
     runs = [train_one_seed(recipe, tokenizer, lesson, data, seed, folder, finder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
@@ -194,7 +195,6 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     # 5. The judgement, on rows that chose nothing: the test part, the questions, and both in frames
     print("judging beside the baselines ...", flush=True)
-    earlier = Router.load(parent.folder) if parent else None
     metrics = run_report.judge_checkpoint(router, test_scores, data, embed, args.judging_frames, runs, earlier)
     run_report.draw_plots(folder, router, test_scores, data, best.log)
     run_report.write_evidence(folder, record, metrics, runs)
@@ -267,17 +267,6 @@ def request_finder(
             print(f"no request finder: {type(error).__name__}: {error}", flush=True)
     process.wait_for_everyone()
     return OnnxModel(path) if path.exists() else None
-
-
-def rows_to_learn(recipe: "Recipe", data: TrainingData, embed: Embed) -> Split:
-    """The training part; of few rows for a router to go on from, what they say of the sample's prompts besides."""
-    from finetuning_model.like_prompts import with_like_prompts
-
-    if not recipe.like_prompts:
-        return data.train
-    logits = Router.load(Path(str(recipe.continued_from))).logits
-    margins = lambda prompts: np.diff(logits(prompts))[:, 0]  # noqa: E731
-    return with_like_prompts(data.train, recipe.like_prompts, margins, embed, recipe.seeds[0])
 
 
 def train_one_seed(

@@ -6,13 +6,13 @@ prompts of the sample, whose own labels are not read, and the encoder learns fro
 """
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 
 from finetuning_model.evaluation.baselines import Embed
-from finetuning_model.labelled_rows import Split
+from finetuning_model.labelled_rows import Split, TrainingData, without_near_duplicates
 from router_data import PROJECT_ROOT, SAMPLE_FILE, LabelledPrompt, label_of, read_rows
+from router_model import Router
 
 MAX_CHARACTERS = 250  # of a prompt of the sample: short ones cost little time
 TIMES = (2, 4)  # a row stands among them, at least and at most: it is not to be drowned by them
@@ -21,33 +21,33 @@ MIN_SLOPE = 0.02  # of a soft label, by a standard deviation of the router's mar
 PRIOR_ROWS = 50  # as many rows without any slope stand beside the outcomes when the slope is fitted
 SHARES = np.array([0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])  # of the soft labels' variance that like prompts may share
 
-Margins = Callable[[list[str]], np.ndarray]  # prompts -> superior minus inferior logit (n,)
 
-
-def with_like_prompts(train: Split, number: int, margins: Margins, embed: Embed, seed: int) -> Split:
-    """The rows, and prompts of the sample with what the rows say of them.
+def rows_to_learn(data: TrainingData, number: int, router: Router | None, embed: Embed, seed: int) -> Split:
+    """The training part, and prompts of the sample with what its rows say of them.
 
     Args:
-        train: rows of the user's own.
-        number: of prompts to draw from the sample.
-        margins: of the router that training goes on from.
+        data: the user's own rows; nothing like a held-out prompt is drawn.
+        number: of prompts to draw from the sample at most; 0 gives the training part as it is.
+        router: the one that training goes on from.
         embed: the frozen encoder.
         seed: of the draw from the sample.
     """
+    if not number or router is None:
+        return data.train
     sample = read_rows(PROJECT_ROOT / SAMPLE_FILE, LabelledPrompt)
-    short = [row.prompt for row in sample if len(row.prompt) <= MAX_CHARACTERS]
+    short = [row for row in sample if len(row.prompt) <= MAX_CHARACTERS]
     drawn = random.Random(seed).sample(short, min(number, len(short)))
-    prompts, n = [*train.prompts, *drawn], len(train.rows)
-    vectors, word = embed(prompts), margins(prompts)
-    found = corrected(word[:n], train.soft_labels, vectors[:n], word, vectors)
-    own = OWN_SHARE * train.soft_labels + (1 - OWN_SHARE) * found[:n]
-    like = [
-        LabelledPrompt(prompt=prompt, label=label_of(p), superior_probability=p, labelled_by="like_outcomes")
-        for prompt, p in zip(drawn, found[n:].tolist(), strict=True)
+    drawn = without_near_duplicates(drawn, [*data.validation.prompts, *data.test.prompts])
+    rows, n = [*data.train.rows, *drawn], len(data.train.rows)
+    prompts, own = [row.prompt for row in rows], data.train.soft_labels
+    vectors, margins = embed(prompts), np.diff(router.logits(prompts))[:, 0]
+    found = corrected(margins[:n], own, vectors[:n], margins, vectors)
+    found[:n] = OWN_SHARE * own + (1 - OWN_SHARE) * found[:n]
+    taught = [
+        row.model_copy(update={"superior_probability": p, "label": label_of(p)})
+        for row, p in zip(rows, found.tolist(), strict=True)
     ]
-    pairs = zip(train.rows, own.tolist(), strict=True)
-    rows = [row.model_copy(update={"superior_probability": p}) for row, p in pairs]
-    return Split(int(np.clip(number // n, *TIMES)) * rows + like)
+    return Split(int(np.clip(number // n, *TIMES)) * taught[:n] + taught[n:])
 
 
 def corrected(

@@ -62,10 +62,11 @@ def test_int8_that_moves_the_scores_is_not_published(copy, monkeypatch, capsys):
     assert Router.load(copy).score(PROMPTS) == pytest.approx(exact, abs=1e-4)
 
 
-def test_a_loss_of_auroc_alone_is_refused(copy, monkeypatch):
+def test_a_loss_of_auroc_alone_is_refused_and_named(copy, monkeypatch):
     compare = export.compare_to_fp32
     monkeypatch.setattr(export, "compare_to_fp32", lambda *args: compare(*args) | {"auroc_loss": 0.004})
-    assert export.export_onnx(copy, PROMPTS, LABELS_OF_PROMPTS, say=quietly)["onnx_file"] == "model.onnx"
+    made = export.export_onnx(copy, PROMPTS, LABELS_OF_PROMPTS, say=quietly)
+    assert made["onnx_file"] == "model.onnx" and made["reason"].endswith(" on average, AUROC by -0.0040")
 
 
 def test_the_comparison_measures_what_it_says():

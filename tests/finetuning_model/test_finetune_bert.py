@@ -179,6 +179,8 @@ def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_p
     assert (settings["base_model"], settings["continued_from"]) == ("tiny-bert", str(saved))
     recipe = record["recipe"]
     assert (recipe["continued_from"], recipe["max_length"], recipe["like_prompts"]) == (str(saved), 32, 800)
+    assert "up to 800 prompts of the sample" in (folder / "README.md").read_text()
+    assert settings["onnx"]["rows"] == record["rows"]["validation"] + record["rows"]["train"] > 100
     figures = json.loads((folder / "metrics.json").read_text())["test"]["figures"]
     assert figures["the router it went on from"]["AUROC"]["value"] > 0.9 < figures["this router"]["AUROC"]["value"]
     judged = {

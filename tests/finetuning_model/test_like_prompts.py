@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from finetuning_model.labelled_rows import Split
-from finetuning_model.like_prompts import MAX_CHARACTERS, corrected, with_like_prompts
+from finetuning_model.labelled_rows import Split, TrainingData
+from finetuning_model.like_prompts import MAX_CHARACTERS, corrected, rows_to_learn
 from router_data import SAMPLE_FILE, LabelledPrompt, label_of, read_rows
 
 
@@ -36,28 +36,66 @@ def test_constant_or_single_rows_give_probabilities(labels, margins):
     found = corrected(
         np.array(margins), np.array(labels), about(topics), np.array([-1e9, 1e9]), about(np.array([0, 1]))
     )
-    assert np.all((found >= 0) & (found <= 1))
+    assert 0 <= found[0] <= found[1] <= 1
 
 
-def test_the_samples_prompts_get_labels_from_the_rows_and_not_their_own():
-    sample = {row.prompt: row for row in read_rows(SAMPLE_FILE, LabelledPrompt)}
-    rows = [
+class Undecided:
+    """A router without a word of its own."""
+
+    def logits(self, prompts):
+        return np.zeros((len(prompts), 2))
+
+
+def embed(prompts):
+    """One topic: the rows that need the superior model, and questions; another: the rest."""
+    return about(np.array([int("?" in p or (p.startswith("row") and int(p[4:]) % 2)) for p in prompts]))
+
+
+def data_of(rows: list[LabelledPrompt], held_out: list[LabelledPrompt]) -> TrainingData:
+    return TrainingData(Split(rows), Split(held_out[::2]), Split(held_out[1::2]), [], 0.5)
+
+
+@pytest.fixture
+def rows():
+    soft_labels = np.tile([0.0, 1.0], 30)
+    return [
         LabelledPrompt(prompt=f"row {i}", label=label_of(p), superior_probability=p, labelled_by="outcome_gain")
-        for i, p in enumerate(np.tile([0.0, 1.0], 30))
+        for i, p in enumerate(soft_labels.tolist())
     ]
 
-    def embed(prompts):  # one topic: the rows that need the superior model, and questions
-        return about(np.array([int("?" in p or (p.startswith("row") and int(p[4:]) % 2)) for p in prompts]))
 
-    lesson = with_like_prompts(Split(rows), 120, lambda prompts: np.zeros(len(prompts)), embed, seed=0)
+def test_the_samples_prompts_get_labels_from_the_rows_and_not_their_own(rows):
+    sample = {row.prompt: row for row in read_rows(SAMPLE_FILE, LabelledPrompt)}
+    data = data_of(rows, [])
+    lesson = rows_to_learn(data, 120, Undecided(), embed, seed=0)
     own, like = lesson.rows[:120], lesson.rows[120:]
     assert [row.prompt for row in own] == 2 * [row.prompt for row in rows]
-    assert {row.superior_probability > 0.5 for row in own[1::2]} == {True}
+    assert all(row.superior_probability < 0.1 for row in own[::2])
+    assert all(row.superior_probability > 0.9 for row in own[1::2])
     assert len({row.prompt for row in like}) == len(like) == 120
     assert all(row.prompt in sample and len(row.prompt) <= MAX_CHARACTERS for row in like)
     asks = np.array(["?" in row.prompt for row in like])
     given = np.array([row.superior_probability for row in like])
     assert 5 < asks.sum() < 115 and given[asks].min() > 0.8 > 0.2 > given[~asks].max()
-    again = with_like_prompts(Split(rows), 120, lambda prompts: np.zeros(len(prompts)), embed, seed=0)
-    assert again == lesson
-    assert Split(rows).soft_labels.tolist() == [0.0, 1.0] * 30  # the rows themselves stay
+    assert all(row.label == label_of(row.superior_probability) for row in like)
+    assert rows_to_learn(data, 120, Undecided(), embed, seed=0) == lesson
+    assert data.train.soft_labels.tolist() == [0.0, 1.0] * 30  # the rows themselves stay
+
+
+def test_an_outcome_unlike_its_like_counts_half(rows):
+    rows[0] = rows[0].model_copy(update={"superior_probability": 1.0})
+    lesson = rows_to_learn(data_of(rows, []), 40, Undecided(), embed, seed=0)
+    assert 0.5 < lesson.rows[0].superior_probability < 0.75  # 1 if it counted alone, below 0.5 if not at all
+
+
+def test_nothing_like_a_held_out_prompt_is_learnt(rows):
+    like = rows_to_learn(data_of(rows, []), 40, Undecided(), embed, seed=0).rows[-40:]
+    again = rows_to_learn(data_of(rows, like[:10]), 40, Undecided(), embed, seed=0)
+    assert not {row.prompt for row in again.rows} & {row.prompt for row in like[:10]}
+    assert {row.prompt for row in again.rows} >= {row.prompt for row in like[10:]}
+
+
+def test_without_like_prompts_or_a_router_to_go_on_from_the_rows_stay(rows):
+    data = data_of(rows, [])
+    assert rows_to_learn(data, 0, Undecided(), embed, seed=0) is data.train
+    assert rows_to_learn(data, 40, None, embed, seed=0) is data.train
