@@ -932,6 +932,11 @@ class OnnxModel:
         for session in {self._one_core, self._all_cores}:
             self._run(session, [0] * 64)  # the first pass is several times slower
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether prompts are being scored at this moment."""
+        return self._running > 0
+
     def logits(self, rows: list[list[int]]) -> np.ndarray:
         """As `ForwardPass.logits`."""
         return np.concatenate(self.outputs(rows))

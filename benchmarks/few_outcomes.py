@@ -6,9 +6,10 @@ Writes  --results, a row of JSONL for each set, way, number of outcomes and draw
         there already is not measured again, so that parts may run apart, and `cat` merges their files
         with --docs tables with intervals and a plot in docs/
 
-A draw is a random part of a set; the rest judges, without near duplicates of what was drawn. APGR is measured on it
-once as it is and on resamples, so that every mean over draws has an interval over draws and prompts, and every
-difference to the router as it is one on the same draws and resamples. Embeddings and the router's scores are kept.
+A draw is a random part of a set. Of the rest a third are prompts without outcomes, as a log has them; the others judge,
+without near duplicates of what was drawn. APGR is measured on these once as they are and on resamples, so that every
+mean over draws has an interval over draws and prompts, and every difference to the router as it is one on the same
+draws and resamples. Embeddings and the router's scores are kept.
 
 Example:
     python3 benchmarks/few_outcomes.py --outcomes outcomes/*.jsonl --model_save_dir models/<a router>-save
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,8 +144,9 @@ def read_sets(args: argparse.Namespace) -> Iterator[KnownPrompts]:
         yield known
     if len(parts) > 1:
         groups = [part.groups + 1_000_000 * number for number, part in enumerate(parts)]
-        arrays = ([part.vectors for part in parts], [part.margins for part in parts], groups)
-        yield KnownPrompts(MIXTURE, [row for part in parts for row in part.rows], *map(np.concatenate, arrays))
+        columns = ([part.vectors for part in parts], [part.margins for part in parts], groups)
+        vectors, margins, numbers = map(np.concatenate, columns)
+        yield KnownPrompts(MIXTURE, [row for part in parts for row in part.rows], vectors, margins, numbers)
 
 
 def with_scores(name: str, rows: list[Outcome], args: argparse.Namespace) -> KnownPrompts:
@@ -177,12 +180,14 @@ def measure(known: KnownPrompts, way: str, size: int, draw: int, args: argparse.
     from finetuning_model.evaluation.metrics import apgr, bootstrap_weights
 
     order = np.random.default_rng([args.seed, draw]).permutation(len(known.rows))
-    drawn, rest = order[:size], np.sort(order[size:])
-    rest = rest[~np.isin(known.groups[rest], known.groups[drawn])]
+    drawn, rest = order[:size], order[size:]
+    in_log, rest = np.split(rest, [len(rest) // 3])
+    rest = np.sort(rest[~np.isin(known.groups[rest], known.groups[order[: size + len(in_log)]])])
+    to_learn = replace(known.take(drawn), log=tuple(known.rows[i].prompt for i in in_log))
     judged = known.take(rest)
     started = time.perf_counter()
     try:
-        scores = WAYS[way](known.take(drawn), judged, args)
+        scores = WAYS[way](to_learn, judged, args)
     except InputError as error:
         return {"judged": len(rest), "refused": str(error)}
     seconds = time.perf_counter() - started

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetuning_model.like_prompts import corrected, rows_to_learn
+from finetuning_model.like_prompts import corrected, meaning_and_form, rows_to_learn
 from router_data import Outcome, probability_from_gain, write_rows
 
 NEIGHBOURS = 15
@@ -26,6 +26,7 @@ class KnownPrompts:
         vectors: unit embeddings by the frozen encoder, shape (n, hidden size).
         margins: superior minus inferior logit of the router as it is, shape (n,).
         groups: a number that near duplicates share, shape (n,).
+        log: more prompts of the set, whose outcomes are not known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class KnownPrompts:
     vectors: np.ndarray
     margins: np.ndarray
     groups: np.ndarray
+    log: tuple[str, ...] = ()
 
     @property
     def gain(self) -> np.ndarray:
@@ -91,7 +93,9 @@ def weighted_blend(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Nam
 
 def corrected_router(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
     """The router, corrected by how far the soft labels of like prompts lie above or below it."""
-    return corrected(drawn.margins, drawn.soft_labels, drawn.vectors, judged.margins, judged.vectors)
+    vectors = np.concatenate([drawn.vectors, judged.vectors])
+    of_drawn, of_judged = np.split(meaning_and_form(vectors, [*drawn.prompts, *judged.prompts]), [len(drawn.rows)])
+    return corrected(drawn.margins, drawn.soft_labels, of_drawn, judged.margins, of_judged)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
@@ -101,6 +105,15 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 def going_on_from_router(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
     """Stage 3, from the router's weights."""
     return _stage_3(drawn, judged, ["--hf_model_name", str(args.model_save_dir)], args)
+
+
+def going_on_with_log(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
+    """Stage 3, from the router's weights, with prompts of the same set that have no outcome."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "log.jsonl")
+        write_rows(path, [{"prompt": prompt} for prompt in drawn.log])
+        flags = ["--hf_model_name", str(args.model_save_dir), "--unlabelled_files", str(path)]
+        return _stage_3(drawn, judged, flags, args)
 
 
 def encoder_with_sample(drawn: KnownPrompts, judged: KnownPrompts, args: argparse.Namespace) -> np.ndarray:
@@ -127,8 +140,9 @@ def _stage_3(drawn: KnownPrompts, judged: KnownPrompts, flags: Sequence[str], ar
         tokenizer = load_tokenizer(recipe.start)
         finder = finetune_bert.request_finder(recipe, tokenizer, data, Path(folder), process)
         embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, finetune_bert.EMBEDDED_TOKENS))
-        earlier = Router.load(args.model_save_dir) if recipe.continued_from else None
-        lesson = rows_to_learn(data, recipe.like_prompts, earlier, embed, stage_3.seed)
+        lesson = data.train
+        if recipe.smooth_labels:
+            lesson = rows_to_learn(data, recipe.like_prompts, Router.load(args.model_save_dir), embed, stage_3.seed)
         run = finetune_bert.train_one_seed(recipe, tokenizer, lesson, data, stage_3.seed, Path(folder), finder)
         settings = finetune_bert.calibrated_settings(recipe, run, None)
         router = Router.from_model(run.model, tokenizer, settings, finder)
@@ -143,10 +157,15 @@ CHEAP: dict[str, Learner] = {
     "weighted_blend": weighted_blend,
     "corrected": corrected_router,
 }
-TRAINED: dict[str, Learner] = {"continued": going_on_from_router, "auxiliary": encoder_with_sample}
+TRAINED: dict[str, Learner] = {
+    "continued": going_on_from_router,
+    "continued_log": going_on_with_log,
+    "auxiliary": encoder_with_sample,
+}
 NAMES = {
     "router": "the router as it is",
     "continued": "going on from the router",
+    "continued_log": "going on, with prompts of the log",
     "auxiliary": "the encoder, the sample as auxiliary rows",
     "neighbours": "nearest neighbours on embeddings",
     "logistic": "logistic regression on embeddings",

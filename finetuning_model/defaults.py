@@ -26,6 +26,7 @@ ROUTER = Defaults(
 )  # a head that knows much already; of few outcomes, validation rows are too few to stop by
 FEW_OUTCOMES = replace(ROUTER, num_train_epochs=2)  # beside like prompts the rows themselves come 2 to 4 times an epoch
 MAX_LENGTH = 256  # tokens, where no router's own length says otherwise
-FEW_ROWS = 1_000  # to go on from a router with: more teach enough by themselves
+FEW_ROWS = 1_000  # to go on from a router with: more teach enough without prompts of the sample
 LIKE_PROMPTS = 800  # of the sample, which few rows label besides
+SMOOTHED_ROWS = 3_000  # whose labels lean on rows like them, at most: the time grows with their third power
 MANY_ROWS = 20_000  # enough to train every layer

@@ -26,7 +26,16 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from finetuning_model.defaults import ENCODER, FEW_OUTCOMES, FEW_ROWS, LIKE_PROMPTS, MANY_ROWS, MAX_LENGTH, ROUTER
+from finetuning_model.defaults import (
+    ENCODER,
+    FEW_OUTCOMES,
+    FEW_ROWS,
+    LIKE_PROMPTS,
+    MANY_ROWS,
+    MAX_LENGTH,
+    ROUTER,
+    SMOOTHED_ROWS,
+)
 from finetuning_model.frames import JUDGING_FRAMES, TRAINING_FRAMES, Frames
 from finetuning_model.labelled_rows import HELD_OUT, Split, TrainingData, read_training_data
 from finetuning_model.lineage import ParentRouter, parent_router, trained_prompts
@@ -62,6 +71,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--auxiliary_files", nargs="+", default=[], metavar="FILE",
         help="more labelled files that are only trained on: early stopping, calibration and the test stay with the "
         "rows of --train_files, for example few outcomes of your own beside the sample (default: none)")
+    add("--unlabelled_files", nargs="+", default=[], metavar="FILE",
+        help="files of your own prompts without labels, such as a decision log: --like_prompts are drawn from these, "
+        "not from the sample (default: none)")
     add("--questions_file", type=Path, default=QUESTIONS_FILE,
         help="labelled MT-Bench questions (default: %(default)s)")
     add("--limit", type=int, help="use only this many rows, for a rehearsal (default: all)")
@@ -81,8 +93,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--hf_model_name", default="bert-base-uncased",
         help="hub id or local folder of an encoder, or a router's folder to go on from (default: %(default)s)")
     add("--like_prompts", type=int, default=LIKE_PROMPTS, metavar="N",
-        help=f"a router that goes on with fewer than {FEW_ROWS:,} rows is taught what they say of so many prompts of "
-        "the sample, too; 0: the rows alone (default: %(default)s)")
+        help=f"where a router goes on with fewer than {FEW_ROWS:,} rows it learns what they say of so many prompts of "
+        f"--unlabelled_files, else of the sample, too; each of up to {SMOOTHED_ROWS:,} rows counts half, those like it "
+        "the other half; 0: the rows alone, as they are (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the split, the head and the order of rows (default: %(default)s)")
     add("--num_seeds", type=int, default=1,
         help="train this many seeds, report mean and spread, keep the best on validation (default: %(default)s)")
@@ -164,8 +177,13 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         print(data.describe())
         if parent:
             print(f"going on from {parent.folder}, a router made from {recipe.base_name}")
+        if recipe.smooth_labels:
+            print("half of each row's label is what the rows like it say")
         if recipe.like_prompts:
-            print(f"learning also from {recipe.like_prompts} prompts of the sample, labelled by what these rows say")
+            source = " ".join(args.unlabelled_files) or "the sample"
+            print(f"learning also from up to {recipe.like_prompts:,} prompts of {source}, as these rows label them")
+        elif args.unlabelled_files:
+            print(f"--unlabelled_files are not needed: {len(data.train.rows):,} rows teach enough by themselves")
         print(f"if interrupted, add: --resume_from_checkpoint {folder}", flush=True)
 
     # 2. What finds the request in a frame; then training, once a seed, of which that with the lowest loss is kept
@@ -174,7 +192,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     finder = request_finder(recipe, tokenizer, data, folder, process)
     embed = frozen_encoder(recipe.base, max_length=min(recipe.max_length, EMBEDDED_TOKENS))
     earlier = Router.load(parent.folder) if parent else None
-    lesson = rows_to_learn(data, recipe.like_prompts, earlier, embed, args.seed)
+    lesson = data.train
+    if earlier and recipe.smooth_labels:
+        lesson = rows_to_learn(data, recipe.like_prompts, earlier, embed, args.seed)
     runs = [train_one_seed(recipe, tokenizer, lesson, data, seed, folder, finder) for seed in recipe.seeds]
     if not process.is_main_process:
         return None
@@ -212,9 +232,11 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 def read_inputs(args: argparse.Namespace) -> tuple[ParentRouter | None, TrainingData]:
     """The router to go on from, if any, and the rows; those that it was trained on never judge."""
     parent = parent_router(args.hf_model_name)
+    if args.unlabelled_files and not parent:
+        raise InputError("--unlabelled_files are for a router to go on from; name its folder with --hf_model_name")
     known = trained_prompts(parent.folder) if parent else frozenset()
     files = (args.train_files, args.questions_file, args.seed, args.limit, args.auxiliary_files)
-    return parent, read_training_data(*files, known)
+    return parent, read_training_data(*files, known, args.unlabelled_files)
 
 
 def start_process():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_files import first_user_turn, prompt_in, read_records
 from router_data import (
     LABELS,
     SAMPLE_FILE,
@@ -60,6 +61,7 @@ class TrainingData:
         base_rate: share of superior labels among the rows of --train_files that were not held out for the test.
         counts: rows read, dropped and kept, by name, for the record.
         files: the files read.
+        unlabelled: prompts without a label, none of them among the rows.
     """
 
     train: Split
@@ -69,6 +71,7 @@ class TrainingData:
     base_rate: float
     counts: dict[str, int] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """What was read and dropped, in one line."""
@@ -88,6 +91,7 @@ def read_training_data(
     limit: int | None = None,
     auxiliary_files: Sequence[str] = (),
     trained: Set[str] = frozenset(),
+    unlabelled_files: Sequence[str] = (),
 ) -> TrainingData:
     """Read, clean and split the rows.
 
@@ -98,9 +102,10 @@ def read_training_data(
         limit: use only this many rows.
         auxiliary_files: rows that are only trained on.
         trained: `normalise_prompt` of prompts that the router to go on from knows: they never judge.
+        unlabelled_files: files of prompts without labels.
 
     Raises:
-        InputError: as `read_labelled_rows` and `split_rows`.
+        InputError: as `read_labelled_rows`, `split_rows` and `read_unlabelled`.
     """
     rows, counts, files = read_labelled_rows(train_files)
     questions = read_questions(questions_file)
@@ -119,7 +124,9 @@ def read_training_data(
         files += more_files
     counts |= {"train": len(train.rows), "validation": len(validation.rows), "test": len(test.rows)}
     unseen = [question for question in questions if not question.in_labelling_prompt]
-    return TrainingData(train, validation, test, unseen, base_rate, counts, files)
+    known = {normalise_prompt(row.prompt) for row in rows}
+    unlabelled = [prompt for prompt in read_unlabelled(unlabelled_files) if normalise_prompt(prompt) not in known]
+    return TrainingData(train, validation, test, unseen, base_rate, counts, files, unlabelled)
 
 
 def read_labelled_rows(patterns: Sequence[str]) -> tuple[list[LabelledPrompt], dict[str, int], list[str]]:
@@ -149,6 +156,31 @@ def read_labelled_rows(patterns: Sequence[str]) -> tuple[list[LabelledPrompt], d
     if not rows:
         raise InputError(f"no labelled prompts in {' '.join(map(str, paths))}")
     return rows, {"rows_read": read, "repeats_dropped": read - len(rows)}, list(map(str, paths))
+
+
+def read_unlabelled(patterns: Sequence[str]) -> list[str]:
+    """The prompts of files without labels, each once; of a conversation its first user turn.
+
+    Prompts of a decision log that both models have answered are left out: `label_outcomes.py --answers` makes outcomes
+    of them, to judge on.
+
+    Raises:
+        InputError: as `prompt_files.read_records` and `prompt_in`, or there is no prompt.
+    """
+    found: dict[str, str] = {}
+    answered = set()
+    for record in read_records(patterns):
+        prompt = first_user_turn(prompt_in(record.fields))
+        found.setdefault(normalise_prompt(prompt), prompt)
+        if {"inferior_answer", "superior_answer"} <= record.fields.keys():
+            answered.add(normalise_prompt(prompt))
+    prompts = [prompt for key, prompt in found.items() if key and key not in answered]
+    if patterns and not prompts:
+        raise InputError(
+            f"no prompt in {' '.join(patterns)} but those that both models answered, which judge; leave out "
+            "--unlabelled_files"
+        )
+    return prompts
 
 
 def label_outcome(outcome: Outcome) -> LabelledPrompt:

@@ -56,6 +56,7 @@ class Recipe:
         num_train_epochs, max_steps: how long (max_steps -1: all epochs).
         learning_rate: of the top layer; each layer below has `layer_decay` times that of the one above, and the head
             `head_speed` times that of the top layer.
+        smooth_labels: whether half of a row's soft label is what the rows like it say.
         like_prompts: prompts of the sample that the rows label besides.
         freeze_layers: the embeddings and this many of the lowest layers are not trained.
         frame_share: share of the training prompts that stand in a frame, drawn anew each epoch.
@@ -77,6 +78,7 @@ class Recipe:
     learning_rate: float
     layer_decay: float
     head_speed: float
+    smooth_labels: bool
     like_prompts: int
     freeze_layers: int
     frame_share: float
@@ -122,6 +124,7 @@ class Recipe:
             learning_rate=given("learning_rate", default.learning_rate),
             layer_decay=args.layer_decay,
             head_speed=default.head_speed,
+            smooth_labels=bool(parent and args.like_prompts and train_rows <= defaults.SMOOTHED_ROWS),
             like_prompts=like_prompts,
             freeze_layers=freeze_layers,
             frame_share=args.frame_share,

@@ -24,13 +24,14 @@ def write_model_card(folder: Path) -> None:
     run, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (RUN_FILE, METRICS_FILE))
     rows, scaling = run["rows"], metrics["calibration"]
     like = run["recipe"]["like_prompts"]
+    others = ", ".join(f"`{path}`" for path in run["arguments"]["unlabelled_files"]) or "the sample"
     seeds, questions = metrics.get("seeds"), metrics.get("questions")
     name = folder.name.removesuffix(".unfinished")
     card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
         base=settings.base_model,
         files=", ".join(f"`{path}`" for path in run["train_files"]),
-        like_prompts=f", and on up to {like:,} prompts of the sample with what those rows say of them" if like else "",
+        like_prompts=f", and on up to {like:,} prompts of {others} with what those rows say of them" if like else "",
         train_rows=f"{rows['train']:,}",
         validation_rows=f"{rows['validation']:,}",
         test_rows=f"{rows['test']:,}",

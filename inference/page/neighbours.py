@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ MAX_CHARACTERS = 600  # of a prompt that is searched; its beginning says what it
 MAX_TOKENS = 64
 MIN_SIMILARITY = 0.4  # cosine below which two prompts share little but their form
 STEP = 64  # prompts that are embedded together
+PAUSE_SECONDS = 0.05
 CACHE_FILE = "labelled_embeddings.npz"
 
 
@@ -72,7 +74,8 @@ def _labels_in(path: Path) -> Iterator[tuple[str, str]]:
 class LabelledPrompts:
     """The labelled prompts of a checkpoint, searchable by meaning.
 
-    `index` embeds them, which takes seconds to minutes, in any thread; until then nothing is found.
+    `index` embeds them in any thread, while the router has nothing to score, which takes seconds to minutes; until then
+    nothing is found.
 
     Args:
         router: the checkpoint, whose encoder embeds, loaded from a folder.
@@ -112,6 +115,8 @@ class LabelledPrompts:
             self._matrix = _unit(vectors - self._mean)
 
     def _embedded(self, start: int) -> np.ndarray:
+        while isinstance(self.router.model, OnnxModel) and self.router.model.is_busy:  # a visitor's prompts come first
+            time.sleep(PAUSE_SECONDS)
         vectors = self._embed(self.prompts[start : start + STEP]) if self._embed else np.empty(0)
         self.done = start + len(vectors)
         return vectors

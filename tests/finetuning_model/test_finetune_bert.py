@@ -157,6 +157,7 @@ def test_the_record_names_every_setting_as_it_was_used(run):
     record = json.loads((run[0] / "run.json").read_text())
     recipe = record["recipe"]
     assert (recipe["freeze_layers"], recipe["max_length"], recipe["like_prompts"]) == (0, 32, 0)
+    assert recipe["smooth_labels"] is False
     assert recipe["frame_share"] == finetune_bert.FRAME_SHARE
     assert [name for name, value in recipe.items() if value is None] == ["continued_from"] and not record["rehearsal"]
 
@@ -171,7 +172,9 @@ def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_p
         tmp_path / "outcomes.jsonl",
         [{"prompt": prompt, "weak_score": scores[hard][0], "strong_score": scores[hard][1]} for prompt, hard in rows],
     )
-    flags = ("--train_files", str(tmp_path / "outcomes.jsonl"), "--hf_model_name", str(saved), "--max_steps", "1")
+    write_rows(tmp_path / "log.jsonl", made_up_rows(60, seed=9))
+    flags = ("--train_files", str(tmp_path / "outcomes.jsonl"), "--unlabelled_files", str(tmp_path / "log.jsonl"))
+    flags += ("--hf_model_name", str(saved), "--max_steps", "1")
     folder = finetune_bert.main(
         [*flags, "--output_dir", str(tmp_path), "--questions_file", str(tmp_path / "none.jsonl")]
     )
@@ -179,7 +182,8 @@ def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_p
     assert (settings["base_model"], settings["continued_from"]) == ("tiny-bert", str(saved))
     recipe = record["recipe"]
     assert (recipe["continued_from"], recipe["max_length"], recipe["like_prompts"]) == (str(saved), 32, 800)
-    assert "up to 800 prompts of the sample" in (folder / "README.md").read_text()
+    assert recipe["smooth_labels"] is True
+    assert f"up to 800 prompts of `{tmp_path / 'log.jsonl'}`" in (folder / "README.md").read_text()
     assert settings["onnx"]["rows"] == record["rows"]["validation"] + record["rows"]["train"] > 100
     figures = json.loads((folder / "metrics.json").read_text())["test"]["figures"]
     assert figures["the router it went on from"]["AUROC"]["value"] > 0.9 < figures["this router"]["AUROC"]["value"]
@@ -191,7 +195,7 @@ def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_p
     }
     assert judged and not judged & (set(known) - held_out_before)
     said = capsys.readouterr().out
-    assert f"going on from {saved}" in said
+    assert f"going on from {saved}" in said and f"up to 800 prompts of {tmp_path / 'log.jsonl'}" in said
     assert re.search(r"only 18 rows calibrated it: .*100 would do, which takes some 1,000 rows", said)
 
 
@@ -293,6 +297,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
         (["--hf_model_name", "no-such-org/no-such-model"], "no-such-org/no-such-model can't be had.*--hf_model_name"),
         (["--resume_from_checkpoint", "nowhere.unfinished"], "no unfinished run at nowhere.unfinished"),
         (["--find_requests", "--frame_share", "0"], "--find_requests learns from frames"),
+        (["--unlabelled_files", "log.jsonl"], "--unlabelled_files are for a router to go on from; .*--hf_model_name"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--limit", "8"], "too few"),
     ],

@@ -3,7 +3,13 @@
 import pytest
 from made_up import made_up_rows, row_of
 
-from finetuning_model.labelled_rows import read_labelled_rows, read_questions, split_rows
+from finetuning_model.labelled_rows import (
+    read_labelled_rows,
+    read_questions,
+    read_training_data,
+    read_unlabelled,
+    split_rows,
+)
 from router_data import INFERIOR, SUPERIOR, InputError, LabelledPrompt, normalise_prompt, write_rows
 
 
@@ -76,3 +82,32 @@ def test_few_rows_with_a_rare_label_are_drawn_until_every_part_has_both():
     rows = [LabelledPrompt(**row_of(f"prompt number {i * 7919}", SUPERIOR if i < 6 else INFERIOR)) for i in range(50)]
     for seed in range(5):
         assert all(len({row.label for row in part.rows}) == 2 for part in split_rows(rows, seed))
+
+
+def test_prompts_without_labels_come_once_and_without_those_that_judge_or_teach(tmp_path):
+    answers = {"inferior_answer": "a", "superior_answer": "b"}
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a first turn"}]
+    log = [
+        {"prompt": "asked for twice", "router_score": 0.2},
+        {"prompt": "Asked for  TWICE", "router_score": 0.2},
+        {"prompt": turns},
+        {"prompt": "asked of both models"},
+        {"prompt": "asked of both models", **answers},
+        {"prompt": " "},
+    ]
+    write_rows(tmp_path / "log.jsonl", log)
+    (tmp_path / "more.csv").write_text("Prompt\nfrom a table\n")
+    files = [str(tmp_path / "log.jsonl"), str(tmp_path / "more.csv")]
+    assert read_unlabelled(files) == ["asked for twice", "a first turn", "from a table"]
+    assert read_unlabelled([]) == []
+
+    write_rows(tmp_path / "rows.jsonl", [*made_up_rows(40), row_of("asked for twice", SUPERIOR)])
+    data = read_training_data([str(tmp_path / "rows.jsonl")], tmp_path / "none", 0, unlabelled_files=files)
+    assert data.unlabelled == ["a first turn", "from a table"]
+
+    write_rows(tmp_path / "log.jsonl", [{"prompt": "asked of both models", **answers}])
+    with pytest.raises(InputError, match="no prompt in .*log.jsonl but those .* leave out --unlabelled_files"):
+        read_unlabelled(files[:1])
+    write_rows(tmp_path / "log.jsonl", [{"router_score": 0.5, "tokens": 3}])
+    with pytest.raises(InputError, match="no prompt among the columns router_score, tokens"):
+        read_unlabelled(files[:1])

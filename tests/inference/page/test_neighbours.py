@@ -99,3 +99,20 @@ def test_an_onnx_file_embeds_too(exported_checkpoint):
     labelled = LabelledPrompts(router, ROWS)
     labelled.index()
     assert [labelled.nearest(prompt)[0].prompt for prompt in ROWS] == list(ROWS)
+
+
+def test_a_visitors_prompts_come_before_the_labelled_ones(exported_checkpoint, monkeypatch):
+    router = Router.load(exported_checkpoint, backend="onnx")
+    seen = []
+    monkeypatch.setattr(
+        router.model, "_run", lambda session, row: seen.append(router.model.is_busy) or np.zeros((1, 2))
+    )
+    router.decide(list(ROWS))
+    assert seen == [True] * len(ROWS) and not router.model.is_busy
+
+    busy = iter([True, True, False])
+    monkeypatch.setattr(type(router.model), "is_busy", property(lambda model: next(busy)))
+    monkeypatch.setattr(neighbours, "PAUSE_SECONDS", 0)
+    labelled = LabelledPrompts(router, {**ROWS, "not kept from an earlier start": INFERIOR})
+    labelled.index()
+    assert next(busy, None) is None and labelled.is_ready  # it asked until the router was idle
