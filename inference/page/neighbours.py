@@ -20,8 +20,8 @@ MAX_FILE_BYTES = 500_000_000
 MAX_CHARACTERS = 600  # of a prompt that is searched; its beginning says what it is about
 MAX_TOKENS = 64
 MIN_SIMILARITY = 0.4  # cosine below which two prompts share little but their form
-STEP = 64  # prompts that are embedded together
-PAUSE_SECONDS = 0.05
+STEP = 8  # prompts that are embedded before the next look at whether a visitor waits
+PAUSE_SECONDS = 0.5
 CACHE_FILE = "labelled_embeddings.npz"
 
 
