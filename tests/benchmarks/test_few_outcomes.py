@@ -9,7 +9,7 @@ import pytest
 from conftest import random_bert, save_checkpoint
 from made_up import made_up_rows
 
-from benchmarks import few_outcomes, learning_curves
+from benchmarks import few_outcomes, learning_curves, outcome_learners
 from benchmarks.outcome_learners import CHEAP, KnownPrompts
 from router_data import INFERIOR, InputError, Outcome, write_rows
 
@@ -25,10 +25,12 @@ def write_outcomes(path: Path, seed: int) -> Path:
 
 
 @pytest.mark.slow
-def test_a_curve_is_measured_once_and_goes_on_where_it_ended(trained_checkpoint, tmp_path, capsys):
+def test_a_curve_is_measured_once_and_goes_on_where_it_ended(trained_checkpoint, tmp_path, capsys, monkeypatch):
     saved = Path(shutil.copytree(trained_checkpoint, tmp_path / "models" / trained_checkpoint.name))
     base = save_checkpoint(tmp_path / "tiny-bert", model=random_bert())
-    (saved / "run.json").write_text(json.dumps({"recipe": {"base": str(base)}}))
+    write_rows(tmp_path / "known.jsonl", made_up_rows(4, 5))
+    known = {"recipe": {"base": str(base)}, "train_files": [str(tmp_path / "known.jsonl")]}
+    (saved / "run.json").write_text(json.dumps(known))
     files = [str(write_outcomes(tmp_path / f"{name}.jsonl", seed)) for seed, name in enumerate(("one", "two"))]
     results = tmp_path / "results.jsonl"
     flags = ["--outcomes", *files, "--model_save_dir", str(saved), "--keep", str(tmp_path), "--results", str(results)]
@@ -48,6 +50,16 @@ def test_a_curve_is_measured_once_and_goes_on_where_it_ended(trained_checkpoint,
     assert "| 40 | 0." in capsys.readouterr().out
     with pytest.raises(InputError, match="no set is called three"):
         few_outcomes.main([*flags, "--sets", "three"])
+
+    lessons = []
+    monkeypatch.setattr(
+        outcome_learners, "rows_to_learn", lambda data, *rest: lessons.append(data.unlabelled) or data.train
+    )
+    quick = ["--training_flags", "--max_steps 1 --frame_share 0 --freeze_layers 0"]
+    few_outcomes.main([*flags, "--sizes", "60", "--draws", "1", "--sets", "one", "--ways", "continued_log", *quick])
+    last = few_outcomes.read_results(results)[-1]
+    assert last["way"] == "continued_log" and last["apgr"] > 0.7
+    assert len(lessons[0]) == (270 - 60) // 3 and last["judged"] <= 140  # prompts of the log don't judge
 
 
 def known_prompts(n: int, seed: int, margin_says: float, vector_says: float) -> KnownPrompts:
