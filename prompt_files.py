@@ -41,6 +41,7 @@ MAX_ARRAY_CHARACTERS = 512_000_000  # a JSON array is read whole
 MAX_PRINTED_CHARACTERS = 1_000_000
 MAX_READER_MEMORY = 4 * 2**30  # bytes of address space of the process that reads a workbook or a parquet file
 DELIMITERS = {",": "CSV with commas", ";": "CSV with semicolons", "\t": "tab-separated", "|": "CSV with vertical bars"}
+ONE_COLUMN = "\x1f"  # the delimiter of a table that has none
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -271,7 +272,8 @@ def _read_table(path: Path, say: Report) -> Iterator[dict | InputError]:
     named = _DELIMITER_LINE.fullmatch(sample[0]) if sample else None
     skipped = 1 if named else 0
     delimiter = named[1] if named else _delimiter_of(sample)
-    say(f"{path.name}: {DELIMITERS.get(delimiter, repr(delimiter))}, read as {ENCODING_NAMES[encoding]}")
+    kind = "one column" if delimiter == ONE_COLUMN else DELIMITERS.get(delimiter, f"CSV with {delimiter!r}")
+    say(f"{path.name}: {kind}, read as {ENCODING_NAMES[encoding]}")
     csv.field_size_limit(MAX_LINE_CHARACTERS)
     record: list[str] = []  # the lines of the row that is being read
 
@@ -296,8 +298,8 @@ def _read_table(path: Path, say: Report) -> Iterator[dict | InputError]:
 
 
 def _delimiter_of(sample: list[str]) -> str:
-    """The delimiter by which the most lines of the sample have as many cells as the header; "\\x1f" for one column."""
-    best, most = "\x1f", 0
+    """The delimiter by which the most lines of the sample have as many cells as the header, or `ONE_COLUMN`."""
+    best, most = ONE_COLUMN, 0
     for delimiter in DELIMITERS:
         width, *others = [len(cells) for cells in csv.reader(sample, delimiter=delimiter) if cells] or [0]
         regular = sum(cells == width for cells in others) + 1

@@ -165,6 +165,11 @@ class ShadowedDecision(RouterAnswer):
         return str(name or tier)
 
 
+def has_both_answers(fields: dict) -> bool:
+    """Whether a row of a decision log has the answers of both models, as `ShadowedDecision` has."""
+    return {"inferior_answer", "superior_answer"} <= fields.keys()
+
+
 Row = TypeVar("Row", bound=BaseModel)
 Item = TypeVar("Item")
 

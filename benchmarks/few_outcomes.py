@@ -51,7 +51,7 @@ from router_model import Router, add_router_flags, fingerprint, newest_checkpoin
 
 WAYS = {**CHEAP, **TRAINED}
 MIXTURE = learning_curves.MIXTURE
-MIN_REST = 200  # prompts that must be left
+MIN_JUDGED = 200  # prompts that must be left to judge on
 LOG_SHARE = 1 / 3  # of the rest: without outcomes; the others judge
 RESAMPLES = 200
 EMBEDDED_TOKENS = 128
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--ways", nargs="+", default=list(CHEAP), choices=list(WAYS), metavar="WAY",
         help=f"ways to learn: {' '.join(CHEAP)}, and the slow {' '.join(TRAINED)} (default: all but the slow ones)")
     add("--sizes", type=int, nargs="+", default=[0, 50, 100, 200, 400, 800], metavar="N",
-        help=f"outcomes to learn from, where {MIN_REST} are left (default: 0 50 100 200 400 800)")
+        help=f"outcomes to learn from, where {MIN_JUDGED} are left to judge on (default: 0 50 100 200 400 800)")
     add("--draws", type=int, default=5, metavar="N", help="draws of each size (default: %(default)s)")
     add("--max_prompts", type=int, default=2000, metavar="N",
         help="prompts of a set at most, drawn by seed (default: %(default)s)")
@@ -171,7 +171,8 @@ def with_scores(name: str, rows: list[Outcome], args: argparse.Namespace) -> Kno
 def runs(known: KnownPrompts, args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
     """Way, number of outcomes and draw of everything to measure on a set; without outcomes only the router."""
     for size in args.sizes:
-        if len(known.rows) - size >= MIN_REST:
+        rest = len(known.rows) - size
+        if rest - int(LOG_SHARE * rest) >= MIN_JUDGED:
             for draw in range(args.draws if size else 1):
                 yield from ((way, size, draw) for way in args.ways if size or way == "router")
 

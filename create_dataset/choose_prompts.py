@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from create_dataset.prompt_sources import Prompt, draw, read_data_sets
 from prompt_files import first_user_turn, prompt_in
-from router_data import dedup_key
+from router_data import dedup_key, has_both_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ def router_scores(names: Sequence[str], prompt_column: str | None) -> tuple[dict
     answered: set[str] = set()
     for record in read_data_sets(names):
         score = record.fields.get("router_score")
-        has_answers = {"inferior_answer", "superior_answer"} <= record.fields.keys()
+        has_answers = has_both_answers(record.fields)
         if not isinstance(score, int | float) and not has_answers:
             continue
         key = dedup_key(first_user_turn(prompt_in(record.fields, prompt_column)))

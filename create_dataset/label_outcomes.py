@@ -51,6 +51,7 @@ from router_data import (
     ShadowedDecision,
     check_row,
     dedup_key,
+    has_both_answers,
     program_parser,
     run_script,
     short_sha256,
@@ -122,7 +123,7 @@ def read_answers(files: Sequence[str]) -> dict[str, ShadowedDecision]:
     rows = 0
     for record in read_records(files):
         rows += 1
-        if not {"prompt", "inferior_answer", "superior_answer"} <= record.fields.keys():
+        if not has_both_answers(record.fields) or "prompt" not in record.fields:
             continue
         decision = check_row(record.fields, ShadowedDecision, f"{record.source}, row {record.number}")
         has_text = decision.prompt.strip() and (decision.inferior_answer or decision.superior_answer)

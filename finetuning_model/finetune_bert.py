@@ -141,6 +141,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} must be at least 1")
     if args.like_prompts < 0:
         raise InputError("--like_prompts must not be negative")
+    if args.unlabelled_files and not args.like_prompts:
+        raise InputError("--unlabelled_files are what --like_prompts are drawn from; give a number above 0")
     if not 0 <= args.frame_share <= 1:
         raise InputError("--frame_share must be between 0 and 1")
     if args.resume_from_checkpoint and not args.resume_from_checkpoint.is_dir():

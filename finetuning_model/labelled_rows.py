@@ -17,6 +17,7 @@ from router_data import (
     LabelledQuestion,
     Outcome,
     expand_paths,
+    has_both_answers,
     label_of,
     near_duplicate_groups,
     normalise_prompt,
@@ -126,6 +127,8 @@ def read_training_data(
     unseen = [question for question in questions if not question.in_labelling_prompt]
     known = {normalise_prompt(row.prompt) for row in rows}
     unlabelled = [prompt for prompt in read_unlabelled(unlabelled_files) if normalise_prompt(prompt) not in known]
+    if unlabelled_files:
+        counts["unlabelled"] = len(unlabelled)
     return TrainingData(train, validation, test, unseen, base_rate, counts, files, unlabelled)
 
 
@@ -172,7 +175,7 @@ def read_unlabelled(patterns: Sequence[str]) -> list[str]:
     for record in read_records(patterns):
         prompt = first_user_turn(prompt_in(record.fields))
         found.setdefault(normalise_prompt(prompt), prompt)
-        if {"inferior_answer", "superior_answer"} <= record.fields.keys():
+        if has_both_answers(record.fields):
             answered.add(normalise_prompt(prompt))
     prompts = [prompt for key, prompt in found.items() if key and key not in answered]
     if patterns and not prompts:

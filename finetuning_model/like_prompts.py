@@ -49,11 +49,12 @@ def rows_to_learn(data: TrainingData, number: int, router: Router, embed: Embed,
         row.model_copy(update={"superior_probability": p, "label": label_of(p)})
         for row, p in zip(rows, found.tolist(), strict=True)
     ]
-    return Split((int(np.clip(number // n, *TIMES)) if number else 1) * taught[:n] + taught[n:])
+    times = int(np.clip(number // n, *TIMES)) if drawn else 1
+    return Split(times * taught[:n] + taught[n:])
 
 
 def like_prompts(number: int, data: TrainingData, seed: int) -> list[LabelledPrompt]:
-    """Prompts to label, drawn at random: the user's own, else short ones of the sample; none is like a held-out one."""
+    """Prompts to label, drawn at random: the user's own, else short ones of the sample; none is like a row."""
     if data.unlabelled:
         rows = [LabelledPrompt(prompt=prompt, label=INFERIOR) for prompt in data.unlabelled]
     else:
@@ -108,11 +109,13 @@ def corrected(
     Returns:
         Superior probabilities, 0..1, shape (m,).
     """
+    from sklearn.metrics.pairwise import rbf_kernel
+
     centre, scale, base = margins.mean(), margins.std() + 1e-9, soft_labels.mean()
     known, labels = (margins - centre) / scale, soft_labels - base
     slope = max(MIN_SLOPE, float(known @ labels) / (len(labels) + PRIOR_ROWS))
     rest, spread = labels - slope * known, labels.std() + 1e-9
-    likeness, across = _likeness(features, features), _likeness(of_features, features)
+    likeness, across = rbf_kernel(features, gamma=1), rbf_kernel(of_features, features, gamma=1)
     corrections, fits = [], []
     for share in SHARES:
         root = np.linalg.cholesky(share * likeness + (1 - share) * np.eye(len(rest)))
@@ -122,9 +125,3 @@ def corrected(
     weights = np.exp(np.array(fits) - max(fits))
     correction = spread * (weights / weights.sum()) @ np.array(corrections)
     return np.clip(base + slope * (of_margins - centre) / scale + correction, 0, 1)
-
-
-def _likeness(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """1 for the same features, falling with their squared distance; shape (left, right)."""
-    squared = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
-    return np.exp(-np.maximum(squared, 0))

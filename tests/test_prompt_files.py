@@ -139,6 +139,11 @@ def test_windows_own_encoding_is_found_and_said(tmp_path):
     said: list[str] = []
     assert [r.fields["prompt"] for r in read_records([tmp_path / "a.csv"], say=said.append)] == ["schöne Grüße", "10 €"]
     assert said == ["a.csv: CSV with semicolons, read as Windows-1252"]
+    (tmp_path / "b.csv").write_text("prompt\nwho, what and when?\nwhy\n")
+    (tmp_path / "c.csv").write_text("sep=^\nno^prompt\n1^why\n")
+    said.clear()
+    assert len(list(read_records([tmp_path / "b.csv", tmp_path / "c.csv"], say=said.append))) == 3
+    assert said == ["b.csv: one column, read as UTF-8", "c.csv: CSV with '^', read as UTF-8"]
     (tmp_path / "a.txt").write_bytes("Grüße\r\n\r\nnoch eins\r\n".encode("cp1252"))
     assert prompts_of(tmp_path / "a.txt") == ["Grüße", "noch eins"]
 

@@ -35,7 +35,9 @@ GUARANTEE = re.compile(r"_with_[\d.]+_percent_confidence$")
 FOLLOW_UP = re.compile(
     r"((and|but|or|so|also)\b|(why|why not|how so|continue|go on|more|again|shorter|longer|simpler|another one)\W*$"
     r"|(what|how) about\b|are you sure\b"
-    r"|(make|do|fix|change|rewrite|translate|explain|shorten|prove) (it|that|this)\b)",
+    r"|prove (it|that|this)(?=\W*$|,? (again|formally|now|please|rigorously|too)\b)"  # "prove that ..." stands alone
+    r"|(?!.*[:\n])(make|do|fix|change|rewrite|translate|explain|shorten) (it\b|(that|this)"
+    r"(?=\W*$|,? (again|as|by|for|from|in|into|less|like|more|now|please|to|too|using|with|without|\w+er)\b)))",
     re.IGNORECASE,
 )
 

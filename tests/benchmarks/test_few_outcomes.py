@@ -18,7 +18,7 @@ def write_outcomes(path: Path, seed: int) -> Path:
     """The inferior model fails on hard prompts; every eighth is too much for the superior one."""
     rows = [
         {"prompt": row["prompt"], "weak_score": float(row["label"] == INFERIOR), "strong_score": float(i % 8 > 0)}
-        for i, row in enumerate(made_up_rows(270, seed))
+        for i, row in enumerate(made_up_rows(400, seed))
     ]
     write_rows(path, rows)
     return path
@@ -37,11 +37,11 @@ def test_a_curve_is_measured_once_and_goes_on_where_it_ended(trained_checkpoint,
     few_outcomes.main([*flags, "--sizes", "0", "40", "--draws", "1", "--sets", "one"])
     first = results.read_text()
     assert len(first.splitlines()) == 1 + len(CHEAP)
-    few_outcomes.main([*flags, "--sizes", "0", "40", "400", "--draws", "2", "--sets", "one", "mixture"])
+    few_outcomes.main([*flags, "--sizes", "0", "40", "600", "--draws", "2", "--sets", "one", "mixture"])
     rows = few_outcomes.read_results(results)
     assert results.read_text().startswith(first)  # nothing is measured twice
     assert {(row["set"], row["outcomes"]) for row in rows} == {("one", 0), ("one", 40), ("mixture", 0), ("mixture", 40)}
-    assert len(rows) == 2 * (1 + 2 * len(CHEAP))  # 400 outcomes leave too few to judge on
+    assert len(rows) == 2 * (1 + 2 * len(CHEAP))  # 600 outcomes leave 200, of which a third is the log
 
     curves = learning_curves.summarise(rows)["mixture"]
     figure = curves["router"][0]["apgr"]
@@ -59,7 +59,7 @@ def test_a_curve_is_measured_once_and_goes_on_where_it_ended(trained_checkpoint,
     few_outcomes.main([*flags, "--sizes", "60", "--draws", "1", "--sets", "one", "--ways", "continued_log", *quick])
     last = few_outcomes.read_results(results)[-1]
     assert last["way"] == "continued_log" and last["apgr"] > 0.7
-    assert len(lessons[0]) == (270 - 60) // 3 and last["judged"] <= 140  # prompts of the log don't judge
+    assert len(lessons[0]) == (400 - 60) // 3 and last["judged"] <= 227  # prompts of the log don't judge
 
 
 def known_prompts(n: int, seed: int, margin_says: float, vector_says: float) -> KnownPrompts:

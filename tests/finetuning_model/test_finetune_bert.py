@@ -180,6 +180,7 @@ def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_p
     )
     settings, record = (json.loads((folder / name).read_text()) for name in ("router.json", "run.json"))
     assert (settings["base_model"], settings["continued_from"]) == ("tiny-bert", str(saved))
+    assert 50 < record["rows"]["unlabelled"] <= 60
     recipe = record["recipe"]
     assert (recipe["continued_from"], recipe["max_length"], recipe["like_prompts"]) == (str(saved), 32, 800)
     assert recipe["smooth_labels"] is True
@@ -298,6 +299,7 @@ def test_an_interrupted_run_goes_on_where_it_was(run, base, tmp_path, monkeypatc
         (["--resume_from_checkpoint", "nowhere.unfinished"], "no unfinished run at nowhere.unfinished"),
         (["--find_requests", "--frame_share", "0"], "--find_requests learns from frames"),
         (["--unlabelled_files", "log.jsonl"], "--unlabelled_files are for a router to go on from; .*--hf_model_name"),
+        (["--unlabelled_files", "log.jsonl", "--like_prompts", "0"], "--like_prompts .* give a number above 0"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--limit", "8"], "too few"),
     ],

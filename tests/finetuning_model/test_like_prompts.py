@@ -64,7 +64,7 @@ def rows():
     ]
 
 
-def test_the_samples_prompts_get_labels_from_the_rows_and_not_their_own(rows):
+def test_the_samples_prompts_get_labels_from_the_rows_and_not_their_own(rows, monkeypatch):
     sample = {row.prompt: row for row in read_rows(SAMPLE_FILE, LabelledPrompt)}
     data = data_of(rows, [])
     lesson = rows_to_learn(data, 120, Undecided(), embed, seed=0)
@@ -76,10 +76,15 @@ def test_the_samples_prompts_get_labels_from_the_rows_and_not_their_own(rows):
     assert all(row.prompt in sample and len(row.prompt) <= MAX_CHARACTERS for row in like)
     asks = np.array(["?" in row.prompt for row in like])
     given = np.array([row.superior_probability for row in like])
-    assert 5 < asks.sum() < 115 and given[asks].min() > 0.5 > given[~asks].max()
+    assert 5 < asks.sum() < 115 and given[asks].min() > 0.5 > given[~asks].max()  # they look unlike the rows
     assert all(row.label == label_of(row.superior_probability) for row in like)
     assert rows_to_learn(data, 120, Undecided(), embed, seed=0) == lesson
     assert data.train.soft_labels.tolist() == [0.0, 1.0] * 30  # the rows themselves stay
+
+    monkeypatch.setattr("finetuning_model.like_prompts.form_of", lambda prompt: [0.0])
+    like = rows_to_learn(data, 120, Undecided(), embed, seed=0).rows[120:]
+    given = np.array([row.superior_probability for row in like])
+    assert given[asks].min() > 0.8 > 0.2 > given[~asks].max()
 
 
 def test_an_outcome_unlike_its_like_counts_half(rows):

@@ -53,6 +53,17 @@ def test_from_a_router_training_is_gentler_and_keeps_what_it_knows(tiny_checkpoi
     assert recipe(tiny_checkpoint, "--learning_rate", "1e-3", "--max_length", "32").learning_rate == 1e-3
 
 
+def test_labels_are_smoothed_and_like_prompts_drawn_for_a_router_with_few_rows_only(tiny_checkpoint, base):
+    def lessons(start, rows: int, *flags: str) -> tuple[bool, int]:
+        found = recipe(start, *flags, rows=rows)
+        return found.smooth_labels, found.like_prompts
+
+    assert [lessons(tiny_checkpoint, rows) for rows in (999, 1_000, 3_000, 3_001)] == [
+        (True, 800), (True, 0), (True, 0), (False, 0),
+    ]  # fmt: skip
+    assert lessons(tiny_checkpoint, 999, "--like_prompts", "0") == lessons(base, 999) == (False, 0)
+
+
 def test_a_routers_temperature_goes_into_its_head(tmp_path):
     folder = save_checkpoint(tmp_path / "r", settings={"temperature": 0.5, "max_length": 64}, model=random_bert())
     ids = torch.tensor([[2, 8, 3], [2, 9, 3]])

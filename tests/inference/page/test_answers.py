@@ -76,12 +76,20 @@ def test_notes_name_what_makes_a_score_doubtful(page):
     assert "follow-up" not in notes("what is the door")
 
 
-@pytest.mark.parametrize("prompt", ["and why?", "continue", "make it shorter", "Why?", "what about Rome?", "go on."])
+@pytest.mark.parametrize("prompt", [
+    *("and why?", "continue", "make it shorter", "Why?", "what about Rome?", "go on."),
+    *("prove it", "Prove that, please", "explain this."),
+    *("Make that more formal", "translate this to French", "fix that", "make this longer"),
+])  # fmt: skip
 def test_follow_ups_are_known_by_their_beginning(prompt):
     assert FOLLOW_UP.match(prompt)
 
 
-@pytest.mark.parametrize("prompt", ["explain gravity", "Why is the sky blue?", "more bread, please", "android phones"])
+@pytest.mark.parametrize("prompt", [
+    *("explain gravity", "Why is the sky blue?", "more bread, please", "android phones"),
+    *("Prove that sqrt(2) is irrational", "prove that for all n, n^2 >= n", "Explain that joke about entropy"),
+    *("translate this to French: good morning", "Fix this code:\nprint(x", "Prove this identity of Euler's"),
+])  # fmt: skip
 def test_requests_that_stand_alone_are_no_follow_ups(prompt):
     assert not FOLLOW_UP.match(prompt)
 
