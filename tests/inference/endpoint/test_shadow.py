@@ -26,7 +26,8 @@ def shadowed(router, upstream, log):
 
 
 def rows_in(log) -> list[dict]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    """The rows that are whole: a reader may meet the last one half written."""
+    return [json.loads(line) for line in log.read_text().split("\n")[:-1]] if log.exists() else []
 
 
 def test_both_answers_stand_in_the_decision_log(shadowed, upstream, log):
