@@ -650,9 +650,11 @@ class Router:
         """The token ids that are scored; of a conversation every turn counts."""
         requests = [row.ids for row in encoded]
         if self.request_finder:
-            texts = {i: row.text_ids for i, row in enumerate(encoded) if row.text_ids}
-            for (i, ids), request in zip(texts.items(), self.find_requests(list(texts.values())), strict=True):
-                requests[i] = self.encoder.alone(ids, request)
+            texts = {i: tuple(row.text_ids) for i, row in enumerate(encoded) if row.text_ids}
+            distinct = list(dict.fromkeys(texts.values()))
+            found = dict(zip(distinct, self.find_requests(list(map(list, distinct))), strict=True))
+            for i, ids in texts.items():
+                requests[i] = self.encoder.alone(list(ids), found[ids])
         return requests
 
     def score_ids(self, rows: list[list[int]]) -> np.ndarray:

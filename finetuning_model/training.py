@@ -33,7 +33,7 @@ from finetuning_model.labelled_rows import Split
 from finetuning_model.lineage import ParentRouter, parent_router
 from request_text import request_text
 from router_data import LABELS, InputError, read_json_object
-from router_model import PromptEncoder, RouterSettings, pad_rows
+from router_model import REQUEST_FINDER_FILE, PromptEncoder, RouterSettings, pad_rows
 
 LONG_EPOCH = 500  # steps; a longer epoch is evaluated, and can be resumed, half way too
 FRAME_ATTENTION = 0.1  # how much attention to frames counts beside the soft labels
@@ -64,7 +64,7 @@ class Recipe:
         find_requests: whether a second model learns to find the request in its frame.
         per_device_train_batch_size: rows a step and process.
         max_length: tokens read of a prompt.
-        finder_length: tokens read of a text to find the request in it.
+        finder_length: tokens read of a text to find the request in it; None where nothing finds it.
         early_stopping_patience: evaluations without a better validation loss; 0 keeps the last weights, not the best.
         bf16: whether training multiplies in bfloat16; fp16: in float16, on GPUs without bfloat16.
     """
@@ -86,7 +86,7 @@ class Recipe:
     find_requests: bool
     per_device_train_batch_size: int
     max_length: int
-    finder_length: int
+    finder_length: int | None
     early_stopping_patience: int
     bf16: bool
     fp16: bool
@@ -113,6 +113,7 @@ class Recipe:
             raise InputError(f"{name} has {depth} layers; --freeze_layers can't be {freeze_layers}")
         base = encoder_of(parent) if parent else name
         max_length = given("max_length", parent.settings.max_length if parent else defaults.MAX_LENGTH)
+        finds_requests = args.find_requests or bool(parent and (parent.folder / REQUEST_FINDER_FILE).exists())
         gpu_bf16 = not ON_CPU and torch.cuda.is_bf16_supported(including_emulation=False)
         return cls(
             base=base,
@@ -132,7 +133,7 @@ class Recipe:
             find_requests=args.find_requests,
             per_device_train_batch_size=args.per_device_train_batch_size,
             max_length=min(max_length, readable_tokens(config, max_length)),
-            finder_length=min(2 * max_length, readable_tokens(config, max_length)),
+            finder_length=min(2 * max_length, readable_tokens(config, max_length)) if finds_requests else None,
             early_stopping_patience=given("early_stopping_patience", default.early_stopping_patience),
             bf16=cpu_gains_from_bf16() if ON_CPU else gpu_bf16,
             fp16=not ON_CPU and not gpu_bf16,

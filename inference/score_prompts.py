@@ -3,7 +3,7 @@
 Reads   a checkpoint, and prompts: JSONL, JSON, CSV, TSV, Excel, parquet or text, also as .gz; texts or conversations.
         The standard input by default, where a line that is not a JSON object is a prompt itself.
 Writes  JSONL, every row as it came and in the same order, plus router_score, router_label, threshold, router,
-        truncated, unfamiliar, tokens_scored and characters_received; to the standard output by default.
+        truncated, framed, unfamiliar, tokens_scored and characters_received; to the standard output by default.
 
 Memory stays bounded however long a JSONL, CSV or parquet file is. A run that was stopped continues where it was when it
 is started again. Rows that can't be read are named and passed over.

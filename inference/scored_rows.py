@@ -9,8 +9,8 @@ from router_model import Decision, Router
 
 # What a scored row has beside its own columns; a column of its own by one of these names is written over
 ANSWER_FIELDS = (
-    "router_score", "router_label", "threshold", "router", "truncated", "unfamiliar", "tokens_scored",
-    "characters_received",
+    "router_score", "router_label", "threshold", "router", "truncated", "framed", "unfamiliar",
+    "tokens_scored", "characters_received",
 )  # fmt: skip
 SCORE_DIGITS = 6
 

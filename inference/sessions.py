@@ -46,7 +46,7 @@ def decision_headers(decision: Decision) -> dict[str, str]:
         "threshold": f"{decision.threshold:g}",
         "truncated": str(decision.truncated).lower(),
     }
-    return headers | ({"unfamiliar": "true"} if decision.unfamiliar else {})
+    return headers | {name: "true" for name in ("framed", "unfamiliar") if getattr(decision, name)}
 
 
 class Sessions:

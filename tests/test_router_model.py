@@ -152,6 +152,14 @@ def test_a_request_is_scored_without_its_frame(router, finding_router, framed, r
     assert decision.tokens_scored == len(router.encoder.encode([request_alone])[0].ids)
 
 
+def test_texts_that_are_the_same_are_looked_into_once(finding_router, monkeypatch):
+    looked_into, find = [], finding_router.find_requests
+    monkeypatch.setattr(finding_router, "find_requests", lambda rows: (looked_into.extend(rows), find(rows))[1])
+    framed, other = "zorp zorp please open the door", "please open the door zorp"
+    first, second, third = finding_router.decide([framed, other, framed])
+    assert len(looked_into) == 2 and first == third and first.framed and second.framed
+
+
 def test_in_a_conversation_every_turn_counts(router, finding_router):
     turns = [{"role": "user", "content": text} for text in ("zorp zorp open the door", "please")]
     assert finding_router.score([turns]).tolist() == router.score([turns]).tolist()

@@ -132,6 +132,7 @@ class Record:
             "threshold": decision and decision.threshold,
             "router": router,
             "truncated": bool(decision and decision.truncated),
+            "framed": bool(decision and decision.framed),
             "unfamiliar": bool(decision and decision.unfamiliar),
             "tokens_scored": decision.tokens_scored if decision else 0,
             "characters_received": decision.characters_received if decision else 0,

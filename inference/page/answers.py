@@ -149,6 +149,7 @@ class Page:
             "inferior_probability": round(1 - decision.router_score, 6),
             "threshold": threshold,
             "truncated": decision.truncated,
+            "framed": decision.framed,
             "unfamiliar": decision.unfamiliar,
             "tokens_scored": decision.tokens_scored,
             "router": self.name,

@@ -84,7 +84,10 @@ def test_from_a_router_without_one_it_is_trained_where_it_is_asked_for(made, tmp
     assert asked == ["trained", "exported"]
 
 
-def test_without_the_flag_there_is_none(tmp_path):
+def test_without_the_flag_there_is_none(made, tmp_path):
+    args = argparse.Namespace(**vars(made[1]) | {"find_requests": False})
+    assert Recipe.resolve(args, 600).finder_length is None
+    assert Recipe.resolve(made[1], 600).finder_length == 2 * args.max_length
     recipe = argparse.Namespace(continued_from=None, find_requests=False)
     assert finetune_bert.request_finder(recipe, None, None, tmp_path, ALONE) is None
     assert not list(tmp_path.iterdir())

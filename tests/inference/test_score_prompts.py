@@ -31,6 +31,11 @@ def checkpoint(trained_checkpoint, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def router(checkpoint):
+    return Router.load(checkpoint)
+
+
 @pytest.fixture(scope="module")
 def expected(checkpoint):
     return [round(float(score), 6) for score in Router.load(checkpoint).score(PROMPTS)]
@@ -57,6 +62,13 @@ def test_rows_keep_their_order_and_fields(checkpoint, jsonl, tmp_path, expected)
         assert (row["truncated"], row["unfamiliar"], row["characters_received"]) == (False, False, len(row["prompt"]))
         assert (row["threshold"], row["router"]) == (0.5, checkpoint.name)
         RouterAnswer.model_validate(row)
+
+
+def test_a_row_says_where_the_request_alone_was_scored(finding_router):
+    texts = ["zorp zorp please open the door", "please open the door"]
+    records = [Record({"prompt": text}, "prompts.jsonl", number) for number, text in enumerate(texts, 1)]
+    rows = score_prompts.score_rows(finding_router, records, 0.5, None, print)
+    assert [row["framed"] for row in rows] == [True, False] and rows[0]["router_score"] == rows[1]["router_score"]
 
 
 def as_csv(path):

@@ -5,6 +5,7 @@ import gc
 import json
 import threading
 import types
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -65,6 +66,14 @@ def test_the_decision_is_that_of_the_deciding_prefix_at_the_threshold_asked_for(
         assert (decision.router_label, decision.threshold) == (label, threshold)
         assert decision.router_score >= score - 1e-6
         assert decision.characters_received == len(HARD_TURN) + 2 + len(EASY_TURN)
+
+
+def test_clients_are_told_what_is_unusual_about_a_decision(router):
+    (decision,) = router.decide([EASY_TURN])
+    usual = sessions.decision_headers(decision)
+    assert set(usual) == {"label", "score", "threshold", "truncated"}
+    for name in ("framed", "unfamiliar"):
+        assert sessions.decision_headers(replace(decision, **{name: True})) == usual | {name: "true"}
 
 
 def test_each_prefix_is_scored_once(router, scored):

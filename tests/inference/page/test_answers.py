@@ -43,6 +43,8 @@ def test_a_note_says_that_a_request_was_found_in_a_frame(finding_router, tmp_pat
     assert page.notes("please open the door", page.decide("please open the door")) == []
     (note,) = page.notes(long := framed + " zorp" * 5000, page.decide(long))  # not that beginning and end were scored
     assert "only that part, 6 tokens, was scored" in note
+    answers = [page.predict(prompt) for prompt in (framed, "please open the door")]
+    assert [answer["framed"] for answer in answers] == [True, False]
 
 
 @pytest.mark.parametrize(("threshold", "label"), [(0.0, SUPERIOR), (1.0, INFERIOR)])
