@@ -159,7 +159,8 @@ def test_the_record_names_every_setting_as_it_was_used(run):
     assert (recipe["freeze_layers"], recipe["max_length"], recipe["like_prompts"]) == (0, 32, 0)
     assert recipe["smooth_labels"] is False
     assert recipe["frame_share"] == finetune_bert.FRAME_SHARE
-    assert [name for name, value in recipe.items() if value is None] == ["continued_from"] and not record["rehearsal"]
+    assert [name for name, value in recipe.items() if value is None] == ["continued_from", "finder_length"]
+    assert not record["rehearsal"]
 
 
 def test_it_goes_on_from_a_router_and_never_judges_on_what_that_knows(run, tmp_path, capsys):

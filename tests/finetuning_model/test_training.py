@@ -34,7 +34,8 @@ def test_every_default_is_resolved_and_recorded(base):
     assert (few.freeze_layers, many.freeze_layers) == (1, 0)
     assert few.max_length == 64  # what the encoder has positions for
     assert few.base_name == "tiny-bert" and few.seeds == (0,)
-    assert None not in {value for name, value in vars(few).items() if name not in ("frames_file", "continued_from")}
+    assert [name for name, value in vars(few).items() if value is None] == ["continued_from", "finder_length"]
+    assert recipe(base, "--find_requests").finder_length == 64
     with pytest.raises(InputError, match="has 2 layers; --freeze_layers can't be 5"):
         recipe(base, "--freeze_layers", "5")
 
