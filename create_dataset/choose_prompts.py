@@ -48,7 +48,7 @@ def choose(args: argparse.Namespace) -> PromptList:
     candidates = unanswered
     scores = np.array([known.get(dedup_key(prompt.text), np.nan) for prompt in candidates])
     chosen = spread_evenly(scores, args.choose, args.seed)
-    scored = f"{np.isfinite(scores).sum():,} have a router_score to spread them over"
+    scored = f"router_score to spread them over: in {np.isfinite(scores).sum():,}"
     print(f"chose {len(chosen):,} of {len(candidates):,} prompts{left_out}; {scored}")
     return PromptList(candidates[i] for i in chosen)
 

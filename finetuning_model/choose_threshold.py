@@ -188,7 +188,7 @@ def read_prompts(patterns: Sequence[str]) -> KnownPrompts:
             else:
                 blank += 1
     if blank:
-        warnings.warn(f"{blank:,} rows without a prompt are passed over", stacklevel=2)
+        warnings.warn(f"passed over: {blank:,} without a prompt", stacklevel=2)
     if sum(map(bool, (outcomes, labelled, plain))) > 1:
         raise InputError(
             f"{len(outcomes):,} outcomes, {len(labelled):,} labelled rows and {len(plain):,} mere prompts are of "

@@ -62,7 +62,7 @@ def test_from_a_decision_log(capsys):
     write_log([{"prompt": text, "router_score": i / 90, "threshold": 0.5} for i, text in enumerate(texts)])
     chosen = choose(arguments(choose=5))
     assert len(chosen) == 5 and {prompt.text for prompt in chosen} <= set(texts)
-    assert "chose 5 of 90 prompts; 90 have a router_score" in capsys.readouterr().out
+    assert "chose 5 of 90 prompts; router_score to spread them over: in 90" in capsys.readouterr().out
 
 
 def test_what_has_an_outcome_is_left_out():
