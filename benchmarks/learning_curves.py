@@ -79,7 +79,8 @@ def cell(figures: dict | None, most_draws: int) -> str:
     refused = f" ({figures['refused']} refused)" if figures["refused"] else ""
     difference = figures.get("over_router")
     mark = " ▲" if difference and difference.low > 0 else " ▼" if difference and difference.high < 0 else ""
-    draws = f" ({figures['draws']} of {most_draws} draws)" if 0 < figures["draws"] < most_draws else ""
+    fewer = 0 < figures["draws"] < most_draws - figures["refused"]
+    draws = f" ({figures['draws']} of {most_draws} draws)" if fewer else ""
     return show(as_json(figures.get("apgr"))) + mark + draws + refused
 
 
@@ -103,7 +104,8 @@ Made by `python3 benchmarks/few_outcomes.py --docs`; the router is {{router}}.
 
 APGR on the prompts of a set that were not drawn, mean over draws, with 95% intervals over draws and prompts. ▲ and ▼:
 better or worse than the router as it is, on the same draws and resamples. A figure of fewer draws than its neighbours
-may not be compared with them: draws differ more than ways do.
+may not be compared with them: draws differ more than ways do. Refused: draws with too few prompts of one label to
+train on and judge by.
 
 {PLOT}"""
 

@@ -118,5 +118,7 @@ def test_differences_are_paired_and_other_prompts_are_refused():
     rows.append({"set": "s", "way": "continued", "outcomes": 50, "draw": 0, "judged": 10, "refused": "too few"})
     assert learning_curves.cell(found, 3).endswith("▲ (2 of 3 draws)")
     assert learning_curves.cell(learning_curves.summarise(rows)["s"]["continued"][50], 2) == "– (1 refused)"
+    rows.append(row("continued", 1, 0.6))
+    assert learning_curves.cell(learning_curves.summarise(rows)["s"]["continued"][50], 2).endswith("] (1 refused)")
     with pytest.raises(InputError, match="other prompts than the router"):
         learning_curves.summarise([*rows, row("neighbours", 0, 0.5, judged=9)])
