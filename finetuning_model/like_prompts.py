@@ -19,7 +19,7 @@ from router_data import INFERIOR, PROJECT_ROOT, SAMPLE_FILE, LabelledPrompt, lab
 from router_model import Router
 
 MAX_CHARACTERS = 250  # of a prompt of the sample: short ones cost little time
-TIMES = (2, 4)  # a row stands among them, at least and at most: it is not to be drowned by them, nor drown them
+TIMES = (2, 4)  # a row stands among them, at least and at most: it is not to be drowned by them
 OWN_SHARE = 0.5  # of a row's soft label: its outcome is one throw, the process knows those of its like
 MIN_SLOPE = 0.02  # of a soft label, by a standard deviation of the router's margin: so much the router's word counts
 PRIOR_ROWS = 50  # as many rows without any slope stand beside the outcomes when the slope is fitted
@@ -49,7 +49,7 @@ def rows_to_learn(data: TrainingData, number: int, router: Router, embed: Embed,
         row.model_copy(update={"superior_probability": p, "label": label_of(p)})
         for row, p in zip(rows, found.tolist(), strict=True)
     ]
-    times = int(np.clip(len(drawn) // n, *TIMES)) if drawn else 1
+    times = int(np.clip(number // n, *TIMES)) if drawn else 1
     return Split(times * taught[:n] + taught[n:])
 
 

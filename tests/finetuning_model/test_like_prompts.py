@@ -117,15 +117,6 @@ def test_prompts_of_a_log_are_learnt_instead_of_the_samples(rows):
     assert all(row.superior_probability > 0.5 and row.label == SUPERIOR for row in like)  # they ask
 
 
-@pytest.mark.parametrize(("in_log", "times"), [(60, 2), (200, 3), (400, 4)])
-def test_a_short_log_is_not_drowned_by_the_rows(rows, in_log, times):
-    data, words = data_of(rows, []), np.random.default_rng(0).integers(10**6, 10**7, (in_log, 12))
-    data.unlabelled = [" ".join(map(str, line)) for line in words]
-    lesson = rows_to_learn(data, 800, Undecided(), embed, seed=0)
-    assert [row.prompt for row in lesson.rows[: times * 60]] == times * [row.prompt for row in rows]
-    assert {row.prompt for row in lesson.rows[times * 60 :]} == set(data.unlabelled)
-
-
 def test_prompts_take_after_rows_of_their_form_where_the_meaning_says_nothing():
     listing = [f"Choose one of the {i}:\nA. red\nB. green\nC. blue" for i in range(20, 50)]
     asking = [f"What does article number {i} of the contract say about parking?" for i in range(20, 50)]
