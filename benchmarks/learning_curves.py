@@ -104,8 +104,8 @@ Made by `python3 benchmarks/few_outcomes.py --docs`; the router is {{router}}.
 
 APGR on the prompts of a set that were not drawn, mean over draws, with 95% intervals over draws and prompts. ▲ and ▼:
 better or worse than the router as it is, on the same draws and resamples. A figure of fewer draws than its neighbours
-may not be compared with them: draws differ more than ways do. Refused: draws with too few prompts of one label to
-train on and judge by.
+may not be compared with them: draws differ more than ways do. Refused, and not in the mean: draws with too few
+prompts of one label to train on and judge by.
 
 {PLOT}"""
 
